@@ -1,0 +1,1 @@
+//! What faces a person while a run goes on. It only consumes events.

@@ -1,0 +1,812 @@
+//! The vocabulary. Everything that happens in a run is an [`Event`]; the journal, the console, the verdict, the report
+//! and the tests are made from events and from nothing else.
+//!
+//! An event is either a *fact* that an edge saw or did, or a *conclusion* of the pure machine. A replay feeds the
+//! facts to the machine again and must reach the same conclusions ([`EventKind::is_fact`]).
+
+use crate::config::Plan;
+use crate::time::{Stamp, opt_secs, secs};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Version of the journal format. Old journals load for ever: a change that a reader must know about raises it.
+pub const JOURNAL_VERSION: u32 = 1;
+
+/// One line of `events.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// [`JOURNAL_VERSION`] of the writer.
+    pub v: u32,
+    /// Counts from 0 within a run, without gaps.
+    pub seq: u64,
+    /// When it happened.
+    #[serde(flatten)]
+    pub at: Stamp,
+    /// The attempt it belongs to; 0 before the first.
+    pub attempt: u32,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// A process that cannot be confused with a later one of the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProcId {
+    /// The process id.
+    pub pid: i32,
+    /// Start time in clock ticks since boot (field 22 of `/proc/PID/stat`).
+    pub start: u64,
+}
+
+impl fmt::Display for ProcId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {}", self.pid)
+    }
+}
+
+/// How a process ended. A signal is never squeezed into an exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "how")]
+pub enum ExitHow {
+    /// It called exit.
+    Code {
+        /// The exit status, 0 to 255.
+        code: i32,
+    },
+    /// A signal ended it.
+    Signal {
+        /// The signal's number.
+        signal: i32,
+        /// Whether the kernel says that it dumped core.
+        core: bool,
+    },
+    /// It is gone, but it was not our child, so nobody told us how.
+    Unknown,
+}
+
+impl fmt::Display for ExitHow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code { code } => write!(f, "exit code {code}"),
+            Self::Signal { signal, core } => {
+                write!(f, "{}{}", signal_name(*signal), if *core { " with a core dump" } else { "" })
+            }
+            Self::Unknown => f.write_str("in a way nobody could observe"),
+        }
+    }
+}
+
+/// `SIGKILL` for 9; the number for one without a name.
+pub fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        10 => "SIGUSR1",
+        11 => "SIGSEGV",
+        12 => "SIGUSR2",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        17 => "SIGCHLD",
+        18 => "SIGCONT",
+        19 => "SIGSTOP",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        other => return format!("signal {other}"),
+    };
+    name.to_owned()
+}
+
+/// A measurement that may not be there. Never 0 for "could not read".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reading<T> {
+    /// It was read.
+    Value(T),
+    /// It cannot be read, and this is why.
+    Unavailable {
+        /// Says what was tried and what answered.
+        why: String,
+    },
+    /// The source answered before but does not now; the last value may mislead.
+    Stale,
+}
+
+impl<T> Reading<T> {
+    /// The value, if there is one.
+    pub fn value(&self) -> Option<&T> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Unavailable { .. } | Self::Stale => None,
+        }
+    }
+}
+
+/// What an attempt is doing. Each phase has its own budget and its own signs of life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Checks before anything is started.
+    Preflight,
+    /// The server's processes start and load the model.
+    Loading,
+    /// First requests, which compile.
+    WarmUp,
+    /// The benchmark runs.
+    Measuring,
+    /// The open profiler windows are being closed.
+    Flushing,
+    /// SIGTERM was sent.
+    Stopping,
+    /// Kill, reap, and wait until port, memory and names are free.
+    Draining,
+    /// Traces are checked and compressed.
+    Collecting,
+    /// Between two attempts.
+    Waiting,
+    /// The run is over.
+    Done,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Preflight => "preflight",
+            Self::Loading => "loading",
+            Self::WarmUp => "warm-up",
+            Self::Measuring => "measuring",
+            Self::Flushing => "flushing",
+            Self::Stopping => "stopping",
+            Self::Draining => "draining",
+            Self::Collecting => "collecting",
+            Self::Waiting => "waiting",
+            Self::Done => "done",
+        })
+    }
+}
+
+/// A deadline the machine set for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Timer {
+    /// The budget of the phase is spent.
+    Phase,
+    /// Nothing has moved for as long as the plan allows while work was pending.
+    Stall,
+    /// `--deadline` for the whole run.
+    Run,
+    /// The pause between two attempts is over.
+    Backoff,
+}
+
+/// How serious a preflight finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Checked and good.
+    Ok,
+    /// Worth knowing, nothing to do.
+    Note,
+    /// May spoil the run.
+    Warn,
+    /// Nothing may be started.
+    Refuse,
+}
+
+/// One line of the preflight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Short name: `port`, `model`, `vllm`, `disk`, ...
+    pub check: String,
+    /// How serious.
+    pub severity: Severity,
+    /// What was seen.
+    pub saw: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// What the preflight learned about the server that will be started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerFacts {
+    /// `vllm.__version__`, or of the simulator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The device vLLM will use: `cuda`, `cpu`, ...
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The torch version beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub torch: Option<String>,
+}
+
+/// A line that `worker.py` (or the simulator) appends to `windows.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WindowLine {
+    /// Rank of the worker.
+    pub rank: u32,
+    /// Pid of the worker.
+    pub pid: i32,
+    /// Unix seconds.
+    pub t: f64,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: WindowEvent,
+}
+
+/// What a worker says about its profiler.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum WindowEvent {
+    /// The worker is up and will record.
+    Hello {
+        /// torch version.
+        #[serde(default)]
+        torch: String,
+        /// `CPU`, `CUDA`.
+        #[serde(default)]
+        activities: Vec<String>,
+    },
+    /// Recording began before this step.
+    Opened {
+        /// Counts from 0 per rank.
+        window: u32,
+        /// Steps the worker had executed before.
+        step: u64,
+    },
+    /// Recording ended; stop and export are running, which can take long.
+    Flushing {
+        /// The window.
+        window: u32,
+    },
+    /// The trace is complete under its final name.
+    Closed {
+        /// The window.
+        window: u32,
+        /// File name inside the trace folder.
+        file: String,
+        /// Size of the file.
+        bytes: u64,
+        /// First and last step recorded (last is exclusive).
+        first_step: u64,
+        /// One past the last step.
+        last_step: u64,
+        /// Seconds between open and the end of recording.
+        recorded_s: f64,
+        /// Seconds in `profiler.stop()`.
+        stop_s: f64,
+        /// Seconds in the export.
+        export_s: f64,
+        /// `steps | time | idle | asked | shutdown`.
+        why: String,
+    },
+    /// This window is lost.
+    Failed {
+        /// The window.
+        window: u32,
+        /// What went wrong.
+        error: String,
+    },
+    /// Profiling switched itself off for this worker; the engine goes on.
+    Disabled {
+        /// What went wrong.
+        reason: String,
+    },
+    /// Every window is closed and no further one will open: the answer to a request to close.
+    Finished {},
+}
+
+/// A finished trace as it lies in the attempt's folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trace {
+    /// File name inside the attempt's `traces/`.
+    pub file: String,
+    /// Bytes on disk, compressed.
+    pub bytes: u64,
+    /// Bytes of JSON.
+    pub json_bytes: u64,
+    /// Trace events.
+    pub events: u64,
+    /// Events of category `kernel`.
+    pub kernels: u64,
+    /// Rank, window and step range when the index knows them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<u32>,
+    /// The window's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<u32>,
+    /// Steps recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Whether the JSON was read to its end.
+    pub complete: bool,
+}
+
+/// Something of ours that outlived its attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "leftover")]
+pub enum Leftover {
+    /// A process that would not die.
+    Process {
+        /// Which.
+        proc: ProcId,
+        /// Its command name.
+        comm: String,
+        /// Its state letter.
+        state: String,
+    },
+    /// The port is still held.
+    Port {
+        /// Which.
+        port: u16,
+        /// By whom, in words.
+        holder: String,
+    },
+    /// A file or shared-memory segment that could not be removed.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// GPU memory that did not come back.
+    GpuMemory {
+        /// Device index.
+        gpu: u32,
+        /// Bytes above the level before the attempt.
+        bytes: u64,
+    },
+}
+
+/// Progress of the load driver, about once a second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadProgress {
+    /// Requests sent.
+    pub sent: u64,
+    /// Requests without a last byte yet.
+    pub in_flight: u64,
+    /// Requests that succeeded.
+    pub completed: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// Streamed chunks so far, the finest sign of life the client has.
+    pub chunks: u64,
+    /// Prompt tokens by the server's usage.
+    pub prompt_tokens: u64,
+    /// Output tokens by the server's usage.
+    pub output_tokens: u64,
+}
+
+/// The engine's own counters, from `/metrics`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct EngineSample {
+    /// `vllm:iteration_tokens_total_count`.
+    pub iterations: f64,
+    /// `vllm:prompt_tokens_total`.
+    pub prompt_tokens: f64,
+    /// `vllm:generation_tokens_total`.
+    pub generation_tokens: f64,
+    /// `vllm:num_requests_running`.
+    pub running: f64,
+    /// `vllm:num_requests_waiting`.
+    pub waiting: f64,
+    /// `vllm:kv_cache_usage_perc`, 0 to 1.
+    pub kv_usage: f64,
+}
+
+/// One process of the tree.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProcSample {
+    /// Which.
+    pub proc: ProcId,
+    /// Parent's pid.
+    pub ppid: i32,
+    /// Command name, at most 15 bytes.
+    pub comm: String,
+    /// State letter of `/proc/PID/stat`.
+    pub state: char,
+    /// CPU seconds so far, user and system.
+    pub cpu_s: f64,
+    /// Resident bytes.
+    pub rss: u64,
+    /// Threads.
+    pub threads: u64,
+}
+
+/// One GPU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GpuSample {
+    /// NVML index.
+    pub gpu: u32,
+    /// Percent of time with at least one kernel running.
+    pub util: Reading<u32>,
+    /// Percent of time the memory was read or written.
+    pub mem_util: Reading<u32>,
+    /// Watts.
+    pub power_w: Reading<f64>,
+    /// Bytes in use.
+    pub mem_used: Reading<u64>,
+    /// Bytes in all.
+    pub mem_total: Reading<u64>,
+}
+
+/// Percentiles of one latency, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Requests or gaps that count.
+    pub n: u64,
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+/// The benchmark in short; the whole is `benchmark.json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BenchSummary {
+    /// False when the load was cut short.
+    pub is_complete: bool,
+    /// Why it was cut short.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incomplete_reason: Option<String>,
+    /// First send to last byte.
+    #[serde(with = "secs")]
+    pub duration: Duration,
+    /// Counts as in [`LoadProgress`].
+    pub progress: LoadProgress,
+    /// Requests open at the end and given up.
+    pub cancelled: u64,
+    /// Completed requests per second.
+    pub request_throughput: f64,
+    /// Output tokens per second.
+    pub output_throughput: f64,
+    /// Time to first token.
+    pub ttft_ms: Latency,
+    /// Time per output token after the first.
+    pub tpot_ms: Latency,
+    /// Send to last token.
+    pub e2el_ms: Latency,
+    /// The same split by workload name.
+    pub by_workload: Vec<WorkloadSummary>,
+    /// Error class to count.
+    pub errors: std::collections::BTreeMap<String, u64>,
+}
+
+/// One workload of the mix.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadSummary {
+    /// `chat`, `rag`, `code`.
+    pub name: String,
+    /// Requests that succeeded.
+    pub completed: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// Mean prompt tokens by the server's usage.
+    pub mean_prompt_tokens: f64,
+    /// Mean output tokens by the server's usage.
+    pub mean_output_tokens: f64,
+    /// Time to first token.
+    pub ttft_ms: Latency,
+    /// Send to last token.
+    pub e2el_ms: Latency,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Benchmark complete, traces on disk.
+    Success,
+    /// The preflight refused; nothing was started.
+    Refused,
+    /// The server never became ready.
+    StartupFailure,
+    /// A process of the server died.
+    Crash,
+    /// Nothing moved while work was pending.
+    Hang,
+    /// The server ran, but the benchmark or the traces are not usable.
+    Degraded,
+    /// Somebody or a deadline stopped it.
+    Stopped,
+    /// A bug of ours, or our own helper process died.
+    GuardFault,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Success => "success",
+            Self::Refused => "refused",
+            Self::StartupFailure => "startup failure",
+            Self::Crash => "crash",
+            Self::Hang => "hang",
+            Self::Degraded => "degraded",
+            Self::Stopped => "stopped",
+            Self::GuardFault => "guard fault",
+        })
+    }
+}
+
+/// The first thing that went wrong in an attempt; what follows from it never replaces it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// The kind of end.
+    pub outcome: Outcome,
+    /// One sentence for people.
+    pub reason: String,
+    /// The phase in which it happened.
+    pub phase: Phase,
+}
+
+/// What happened. Facts first, conclusions of the machine last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", content = "data", rename_all = "kebab-case")]
+pub enum EventKind {
+    // ---- facts ----
+    /// The first line of every journal.
+    RunStarted {
+        /// Also in the environment of every process of the run.
+        run_id: String,
+        /// Version of varcas-guard.
+        guard_version: String,
+        /// The guard's own process.
+        guard: ProcId,
+        /// Everything that was asked for.
+        plan: Box<Plan>,
+    },
+    /// What the preflight saw.
+    PreflightFinished {
+        /// Every check, good and bad.
+        checks: Vec<Check>,
+        /// What is known of the server.
+        server: ServerFacts,
+    },
+    /// The process that owns the server is up.
+    KeeperStarted {
+        /// Which.
+        proc: ProcId,
+    },
+    /// The keeper is gone without having been asked to go.
+    KeeperLost {
+        /// What the socket or wait said.
+        how: String,
+    },
+    /// The server's first process exists.
+    ServerSpawned {
+        /// Which; also the process group.
+        proc: ProcId,
+        /// The exact command line.
+        argv: Vec<String>,
+    },
+    /// It could not be started.
+    SpawnFailed {
+        /// What was tried and what the system said.
+        error: String,
+    },
+    /// A process joined the tree.
+    ProcessSeen {
+        /// Which.
+        proc: ProcId,
+        /// Parent's pid.
+        ppid: i32,
+        /// Command name.
+        comm: String,
+    },
+    /// A process of the tree ended.
+    ProcessExited {
+        /// Which.
+        proc: ProcId,
+        /// Last known command name.
+        comm: String,
+        /// How.
+        how: ExitHow,
+        /// Whether it is the server's first process.
+        main: bool,
+    },
+    /// A signal is about to be sent by us.
+    SignalSent {
+        /// Number.
+        signal: i32,
+        /// To whom.
+        targets: Vec<ProcId>,
+        /// Why.
+        why: String,
+    },
+    /// Somebody signalled the guard.
+    SignalReceived {
+        /// Number.
+        signal: i32,
+    },
+    /// Health, a first completion and a sampled request all succeeded or the first two did.
+    ServerReady {
+        /// Model name to send.
+        model: String,
+        /// Context length.
+        max_model_len: u32,
+    },
+    /// Somebody else answers on our port.
+    PortStolen {
+        /// Who, in words.
+        holder: String,
+    },
+    /// The warm-up requests succeeded.
+    WarmupFinished {
+        /// How many.
+        requests: u32,
+        /// The slowest, usually the one that compiled.
+        #[serde(with = "secs")]
+        slowest: Duration,
+    },
+    /// A warm-up request failed.
+    WarmupFailed {
+        /// What the server answered.
+        error: String,
+    },
+    /// The benchmark began.
+    LoadStarted {
+        /// Requests in the schedule.
+        planned: u64,
+        /// Seed of the schedule and of the prompt words.
+        seed: u64,
+    },
+    /// About once a second.
+    LoadProgressed(LoadProgress),
+    /// The benchmark ended, complete or not.
+    LoadFinished {
+        /// In short.
+        summary: Box<BenchSummary>,
+    },
+    /// The benchmark could not run.
+    LoadFailed {
+        /// Why.
+        error: String,
+    },
+    /// A worker wrote a line about its profiler.
+    Window(WindowLine),
+    /// Every worker that said hello has closed its windows.
+    WindowsClosed {
+        /// How many workers answered.
+        workers: u32,
+    },
+    /// The engine's counters.
+    EngineSampled(Reading<EngineSample>),
+    /// The processes of the tree.
+    ProcessesSampled {
+        /// All of them.
+        processes: Vec<ProcSample>,
+    },
+    /// The GPUs.
+    GpusSampled(Reading<Vec<GpuSample>>),
+    /// No process of the server is left, or those named cannot be killed.
+    TreeGone {
+        /// Processes that outlived SIGKILL.
+        unkillable: Vec<Leftover>,
+    },
+    /// Port, memory and names were given time to come back.
+    Drained {
+        /// What did not.
+        leftovers: Vec<Leftover>,
+        /// What we removed: sockets, shared memory, temporary folders.
+        removed: Vec<String>,
+    },
+    /// The traces of the attempt, checked and compressed.
+    TracesCollected {
+        /// The complete ones.
+        traces: Vec<Trace>,
+        /// Files that are not complete traces and what became of them.
+        problems: Vec<String>,
+    },
+    /// How long the pause before the next attempt is.
+    BackoffDrawn {
+        /// With jitter.
+        #[serde(with = "secs")]
+        delay: Duration,
+    },
+    /// A deadline the machine had set has come.
+    TimerFired {
+        /// Which.
+        timer: Timer,
+    },
+    /// Something of ours did not work; the run goes on.
+    Trouble {
+        /// What was tried.
+        what: String,
+        /// What happened.
+        error: String,
+    },
+    /// Written by the keeper when the guard is gone.
+    GuardDied {
+        /// What the keeper did about it.
+        killed: Vec<ProcId>,
+        /// What would not go.
+        leftovers: Vec<Leftover>,
+        /// What it removed.
+        removed: Vec<String>,
+    },
+
+    // ---- conclusions ----
+    /// A new attempt begins.
+    AttemptStarted {},
+    /// A phase begins.
+    PhaseEntered {
+        /// Which.
+        phase: Phase,
+        /// Its budget, if it has one.
+        #[serde(default, skip_serializing_if = "Option::is_none", with = "opt_secs")]
+        budget: Option<Duration>,
+    },
+    /// The attempt is lost, won or stopped; cleaning up follows.
+    AttemptEnding(Ending),
+    /// The attempt is closed.
+    AttemptEnded(Ending),
+    /// There will be another attempt, or not, and why.
+    Decided {
+        /// Whether.
+        retry: bool,
+        /// One sentence.
+        why: String,
+    },
+    /// An input that makes no sense in this state. Recorded, never fatal.
+    Anomaly {
+        /// The state.
+        state: String,
+        /// The input.
+        input: String,
+    },
+    /// The last line of a journal whose run came to its end.
+    RunFinished {
+        /// Of the attempt that counts.
+        outcome: Outcome,
+        /// See `error::ExitCode`.
+        exit_code: u8,
+        /// One sentence.
+        reason: String,
+    },
+}
+
+impl EventKind {
+    /// Whether this is an input of the machine (true) or something it said (false).
+    pub fn is_fact(&self) -> bool {
+        !matches!(
+            self,
+            Self::AttemptStarted {}
+                | Self::PhaseEntered { .. }
+                | Self::AttemptEnding(_)
+                | Self::AttemptEnded(_)
+                | Self::Decided { .. }
+                | Self::Anomaly { .. }
+                | Self::RunFinished { .. }
+        )
+    }
+
+    /// Whether the journal must reach the disk before the run goes on: a state changed.
+    pub fn is_milestone(&self) -> bool {
+        !matches!(
+            self,
+            Self::LoadProgressed(_)
+                | Self::EngineSampled(_)
+                | Self::ProcessesSampled { .. }
+                | Self::GpusSampled(_)
+                | Self::ProcessSeen { .. }
+                | Self::Window(_)
+        )
+    }
+}

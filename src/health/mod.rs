@@ -1,0 +1,7 @@
+//! The senses. Each edge turns what it reads into samples; unknown is a value, never 0.
+
+pub mod disk;
+pub mod gpu;
+pub mod metrics;
+pub mod process;
+pub mod tail;

@@ -1,0 +1,39 @@
+//! varcas-guard brings one expensive, fragile thing to its end with nobody watching: a vLLM server with the PyTorch
+//! profiler inside it and a benchmark against it.
+//!
+//! # Theory of operation
+//!
+//! A pure core with thin edges. The core ([`supervisor::machine`]) decides; the edges touch the kernel, the GPU, the
+//! network and the disk. What an edge sees or does becomes an [`event::Event`]; the dispatcher gives each fact to the
+//! machine, performs the actions it answers with, and writes everything to the journal. Report, replay and tests are
+//! made from the journal.
+//!
+//! The processes belong to the *keeper* ([`supervisor::keeper`]), a small process of its own that kills and reaps
+//! everything even when the guard is killed.
+//!
+//! # Map and dependency rule
+//!
+//! `main -> cli -> supervisor, recovery, workload, health, console`; these five use [`event`], [`time`], [`config`] and
+//! [`error`]. `recovery`, `health`, `workload` and `console` never use `supervisor` or each other: what one needs of
+//! another arrives as an event. `tests/architecture.rs` holds this.
+
+/// The subcommands.
+pub mod cli;
+/// guard.toml and flags become a plan.
+pub mod config;
+/// What faces a person while a run goes on.
+pub mod console;
+/// Errors and exit codes.
+pub mod error;
+/// The vocabulary.
+pub mod event;
+/// The senses: processes, metrics, GPU, files.
+pub mod health;
+/// Verdict, second tries, salvage, report.
+pub mod recovery;
+/// State machine, dispatcher, keeper, journal.
+pub mod supervisor;
+/// Clocks.
+pub mod time;
+/// What is run: server, profiler, load, simulator.
+pub mod workload;

@@ -1,0 +1,5 @@
+//! After something went wrong: what to save, how to try again, what to repair, what to tell.
+
+pub mod backoff;
+pub mod report;
+pub mod salvage;

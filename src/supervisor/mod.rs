@@ -1,0 +1,11 @@
+//! Owns the run: the pure machine decides, the dispatcher acts, the keeper owns the processes, the journal remembers.
+
+pub mod dispatcher;
+pub mod journal;
+pub mod keeper;
+pub mod layout;
+pub mod machine;
+pub mod os;
+pub mod port;
+pub mod preflight;
+pub mod reap;
