@@ -107,6 +107,6 @@ impl AttemptDir {
 pub const SEED_NAMES: [&str; 3] = ["vllm_server.log", "benchmark_output.log", "benchmark.json"];
 
 /// `safe_profile_YYYYMMDD_HHMMSS`, in local time, as the seed's script names its folders.
-pub fn default_run_name(now: &jiff::Zoned) -> String {
+pub fn default_run_name(now: &jiff::ZonedDateTime) -> String {
     now.strftime("safe_profile_%Y%m%d_%H%M%S").to_string()
 }
