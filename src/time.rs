@@ -127,3 +127,19 @@ pub mod opt_secs {
         }
     }
 }
+
+/// `850 ms`, `2.5 s`, `90 s`, `10 min`: a duration for a sentence.
+pub fn human(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    if seconds < 1.0 {
+        format!("{} ms", duration.as_millis())
+    } else if seconds < 10.0 && duration.subsec_millis() >= 50 {
+        format!("{seconds:.1} s")
+    } else if seconds < 120.0 {
+        format!("{seconds:.0} s")
+    } else if seconds < 7200.0 {
+        format!("{:.0} min", seconds / 60.0)
+    } else {
+        format!("{:.1} h", seconds / 3600.0)
+    }
+}

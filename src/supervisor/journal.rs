@@ -1,1 +1,148 @@
-//! Not built yet.
+//! `events.jsonl`: append, reach the disk when a state changed, read back.
+//!
+//! A journal may end in a torn line, because the machine lost power or the guard was killed in mid-write. Whatever
+//! stands before it is true, and readers stop there.
+
+use crate::event::{Event, EventKind, JOURNAL_VERSION};
+use crate::time::Stamp;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// The writing end. One line is one `write`, so a second writer (the keeper, after the guard's death) cannot mix in.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    next_seq: u64,
+    unsynced: bool,
+}
+
+impl Journal {
+    /// Creates the file; an existing one is an error, because it belongs to another run.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Self { path: path.to_owned(), file, next_seq: 0, unsynced: false })
+    }
+
+    /// Appends one event and returns it. A milestone reaches the disk before this returns; samples ride along with
+    /// the next milestone.
+    pub fn append(&mut self, at: Stamp, attempt: u32, kind: EventKind) -> io::Result<Event> {
+        let event = Event { v: JOURNAL_VERSION, seq: self.next_seq, at, attempt, kind };
+        let mut line = serde_json::to_vec(&event)?;
+        line.push(b'\n');
+        self.file.write_all(&line)?;
+        self.next_seq += 1;
+        self.unsynced = true;
+        if event.kind.is_milestone() {
+            self.sync()?;
+        }
+        Ok(event)
+    }
+
+    /// Makes everything durable.
+    pub fn sync(&mut self) -> io::Result<()> {
+        if self.unsynced {
+            self.file.sync_data()?;
+            self.unsynced = false;
+        }
+        Ok(())
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// What a journal file holds.
+#[derive(Debug, Clone, Default)]
+pub struct Read {
+    /// Every whole event, in order.
+    pub events: Vec<Event>,
+    /// Lines that are not events: a torn last line, or an event kind of a newer version. Line number and reason.
+    pub unread: Vec<(usize, String)>,
+}
+
+/// Reads a journal. Only a file that cannot be read at all is an error.
+pub fn read(path: &Path) -> io::Result<Read> {
+    let mut out = Read::default();
+    let mut reader = BufReader::new(File::open(path)?);
+    let mut line = Vec::new();
+    let mut number = 0;
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line)? == 0 {
+            return Ok(out);
+        }
+        number += 1;
+        let text = line.trim_ascii();
+        if text.is_empty() {
+            continue;
+        }
+        match serde_json::from_slice::<Event>(text) {
+            Ok(event) if event.v > JOURNAL_VERSION => {
+                out.unread.push((number, format!("journal version {} is newer than this program", event.v)));
+            }
+            Ok(event) => out.events.push(event),
+            Err(error) => out.unread.push((number, error.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{LoadProgress, Phase, Timer};
+    use crate::time::{Clock, ManualClock};
+    use std::time::Duration;
+
+    fn journal_of(kinds: &[EventKind]) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events.jsonl");
+        let clock = ManualClock::new();
+        let mut journal = Journal::create(&path).unwrap();
+        for kind in kinds {
+            clock.advance(Duration::from_micros(1_234_567));
+            journal.append(clock.now(), 1, kind.clone()).unwrap();
+        }
+        (dir, path)
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_with_microsecond_stamps() {
+        let kinds = [
+            EventKind::PhaseEntered { phase: Phase::Loading, budget: Some(Duration::from_secs(9)) },
+            EventKind::TimerFired { timer: Timer::Stall },
+            EventKind::LoadProgressed(LoadProgress { sent: 3, ..LoadProgress::default() }),
+            EventKind::AttemptStarted {},
+        ];
+        let (_dir, path) = journal_of(&kinds);
+        let read = read(&path).unwrap();
+        assert!(read.unread.is_empty(), "{:?}", read.unread);
+        assert_eq!(read.events.iter().map(|e| e.kind.clone()).collect::<Vec<_>>(), kinds);
+        assert_eq!(read.events[3].at.mono, Duration::from_micros(4 * 1_234_567));
+        assert_eq!(read.events.iter().map(|e| e.seq).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_torn_last_line_loses_nothing_before_it() {
+        let (_dir, path) =
+            journal_of(&[EventKind::AttemptStarted {}, EventKind::WindowsClosed { workers: 2 }]);
+        let whole = std::fs::read(&path).unwrap();
+        let first_end = whole.iter().position(|b| *b == b'\n').unwrap() + 1;
+        for cut in first_end..whole.len() - 1 {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let read = read(&path).unwrap();
+            assert_eq!(read.events.len(), 1, "cut at {cut}");
+            assert_eq!(read.unread.len(), usize::from(cut > first_end), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_second_run_cannot_write_into_an_existing_journal() {
+        let (_dir, path) = journal_of(&[EventKind::AttemptStarted {}]);
+        assert_eq!(Journal::create(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+}

@@ -2,6 +2,7 @@
 
 pub mod dispatcher;
 pub mod journal;
+pub mod judge;
 pub mod keeper;
 pub mod layout;
 pub mod machine;
@@ -9,3 +10,4 @@ pub mod os;
 pub mod port;
 pub mod preflight;
 pub mod reap;
+pub mod state;

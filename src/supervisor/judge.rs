@@ -1,0 +1,59 @@
+//! Small judgements the machine needs: pure functions from what was seen to what it means.
+
+use crate::config::{LoadPlan, ProfileMode};
+use crate::event::{BenchSummary, Check, Ending, Outcome, Severity, Trace};
+
+/// Why nothing may be started, if so.
+pub fn refusal(checks: &[Check]) -> Option<String> {
+    let refused: Vec<&str> = checks
+        .iter()
+        .filter(|check| check.severity == Severity::Refuse)
+        .map(|check| check.saw.as_str())
+        .collect();
+    (!refused.is_empty()).then(|| refused.join("; "))
+}
+
+/// A process whose death ends the attempt. vLLM names them; helpers such as compilers come and go.
+pub fn essential(comm: &str) -> bool {
+    comm.starts_with("VLLM::")
+}
+
+/// Whether the benchmark is a result, and the sentence that says so.
+pub fn benchmark(summary: &BenchSummary, plan: &LoadPlan) -> Result<String, String> {
+    let done = summary.progress.completed;
+    let lost = summary.progress.failed + summary.cancelled;
+    let all = done + lost;
+    if !summary.is_complete {
+        let why = summary.incomplete_reason.as_deref().unwrap_or("no reason given");
+        return Err(format!("the benchmark was cut short after {done} requests: {why}"));
+    }
+    if done == 0 {
+        return Err(match all {
+            0 => "the benchmark sent no request".to_owned(),
+            _ => format!("none of {all} requests succeeded"),
+        });
+    }
+    #[expect(clippy::cast_precision_loss, reason = "request counts are far below 2^52")]
+    let share = lost as f64 / all as f64;
+    if share > plan.max_failure_share {
+        return Err(format!(
+            "{lost} of {all} requests failed ({:.1} %, allowed are {:.1} %)",
+            share * 100.0,
+            plan.max_failure_share * 100.0
+        ));
+    }
+    Ok(format!("the benchmark ran to its end: {done} of {all} requests succeeded"))
+}
+
+/// A success that was asked to bring traces and brought none is not one.
+pub fn with_traces(ending: Ending, traces: &[Trace], mode: ProfileMode) -> Ending {
+    let complete = traces.iter().filter(|trace| trace.complete).count();
+    if ending.outcome != Outcome::Success || mode == ProfileMode::Off || complete > 0 {
+        return ending;
+    }
+    Ending {
+        outcome: Outcome::Degraded,
+        reason: format!("{}, but no complete profiler trace is on disk", ending.reason),
+        phase: ending.phase,
+    }
+}
