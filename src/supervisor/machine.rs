@@ -14,8 +14,10 @@ use super::judge;
 use super::state::{Action, DrainStep, Measuring, RunState};
 use crate::config::{Plan, ProfileMode};
 use crate::error::ExitCode;
-use crate::event::{Ending, EngineSample, EventKind, LoadProgress, Outcome, Phase, Reading, Timer};
-use crate::time::Stamp;
+use crate::event::{
+    Ending, EngineSample, EventKind, LoadProgress, Outcome, Phase, Reading, Timer, signal_name,
+};
+use crate::time::{Stamp, human};
 use std::time::Duration;
 
 /// How long the driver may take to write a partial result after it was told to stop.
@@ -24,12 +26,26 @@ const STOP_LOAD_BUDGET: Duration = Duration::from_secs(15);
 const LOAD_SLACK: Duration = Duration::from_secs(60);
 /// Checking and compressing traces happens after everything is dead, so patience costs nothing but time.
 const COLLECT_BUDGET: Duration = Duration::from_secs(1800);
+/// From signal(7); a pure file does not name libc.
+const SIGINT: i32 = 2;
 
 /// Why no further attempt may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
     Signal(i32),
     Deadline,
+}
+
+impl Stop {
+    fn exit(self) -> (ExitCode, String) {
+        match self {
+            Self::Deadline => (ExitCode::DeadlinePassed, "the deadline for the whole run passed".to_owned()),
+            Self::Signal(signal) => {
+                let exit = if signal == SIGINT { ExitCode::Interrupted } else { ExitCode::Terminated };
+                (exit, format!("stopped by {}", signal_name(signal)))
+            }
+        }
+    }
 }
 
 /// See the module.
@@ -128,6 +144,12 @@ impl Machine {
             | EventKind::Trouble { .. }
             | EventKind::GuardDied { .. } => {}
             EventKind::SignalReceived { signal } => self.on_signal(now, *signal, &mut out),
+            // A timer counts only if the machine still waits for it: the state may have changed while it was under way.
+            EventKind::TimerFired { timer }
+                if self.next_deadline().is_none_or(|(due, own)| own != *timer || due > now) =>
+            {
+                out.push(anomaly(&self.state, input));
+            }
             EventKind::TimerFired { timer: Timer::Run } => self.ask_to_stop(now, Stop::Deadline, &mut out),
             other if !other.is_fact() => {}
             other => {
@@ -351,10 +373,7 @@ impl Machine {
             ) => state,
 
             (state, other) => {
-                out.push(Action::Conclude(E::Anomaly {
-                    state: state.phase().to_string(),
-                    input: event_name(other),
-                }));
+                out.push(anomaly(&state, other));
                 state
             }
         }
@@ -424,13 +443,7 @@ impl Machine {
         out.push(Action::Conclude(EventKind::AttemptEnded(ending.clone())));
         let (exit, why) = match (ending.outcome, self.stop) {
             (Outcome::Success, _) => (ExitCode::Success, "the benchmark is complete".to_owned()),
-            (_, Some(Stop::Deadline)) => {
-                (ExitCode::DeadlinePassed, "the deadline for the whole run passed".to_owned())
-            }
-            (_, Some(Stop::Signal(signal))) => {
-                let exit = if signal == libc_sigint() { ExitCode::Interrupted } else { ExitCode::Terminated };
-                (exit, format!("stopped by {}", crate::event::signal_name(signal)))
-            }
+            (_, Some(stop)) => stop.exit(),
             (Outcome::Refused, _) if self.attempt == 1 => {
                 (ExitCode::Refused, "nothing was started".to_owned())
             }
@@ -449,7 +462,7 @@ impl Machine {
         self.finish(&ending, exit, out)
     }
 
-    fn finish(&mut self, ending: &Ending, exit: ExitCode, out: &mut Vec<Action>) -> RunState {
+    fn finish(&self, ending: &Ending, exit: ExitCode, out: &mut Vec<Action>) -> RunState {
         enter(Phase::Done, None, out);
         out.push(Action::Conclude(EventKind::RunFinished {
             outcome: ending.outcome,
@@ -492,7 +505,8 @@ impl Machine {
         let state = std::mem::replace(&mut self.state, RunState::Done);
         let ending = self.stopped(state.phase());
         self.state = match state {
-            RunState::Preflight | RunState::Drawing | RunState::Waiting { .. } => self.close(ending, out),
+            RunState::Preflight => self.close(ending, out),
+            RunState::Drawing | RunState::Waiting { .. } => self.finish(&ending, stop.exit().0, out),
             // Nothing was measured yet, so there is nothing to lose but the windows of the warm-up.
             RunState::Loading { .. } => {
                 out.push(Action::Conclude(EventKind::AttemptEnding(ending.clone())));
@@ -510,7 +524,7 @@ impl Machine {
     fn stopped(&self, phase: Phase) -> Ending {
         let reason = match self.stop {
             Some(Stop::Signal(signal)) => {
-                format!("stopped by {} during {phase}", crate::event::signal_name(signal))
+                format!("stopped by {} during {phase}", signal_name(signal))
             }
             Some(Stop::Deadline) => format!("the deadline for the whole run passed during {phase}"),
             None => format!("stopped during {phase}"),
@@ -532,12 +546,6 @@ fn event_name(kind: &EventKind) -> String {
     text.split([' ', '(', '{']).next().unwrap_or_default().to_owned()
 }
 
-/// `SIGINT`, without dragging libc into a pure file.
-const fn libc_sigint() -> i32 {
-    2
-}
-
-/// `90 s`, `10 min`: durations for sentences.
-fn human(duration: Duration) -> String {
-    crate::time::human(duration)
+fn anomaly(state: &RunState, input: &EventKind) -> Action {
+    Action::Conclude(EventKind::Anomaly { state: state.phase().to_string(), input: event_name(input) })
 }
