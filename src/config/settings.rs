@@ -1,0 +1,284 @@
+//! Every setting once: its key in guard.toml, its flag, its type, and where it goes in the [`Plan`]. The file reader, the
+//! flags, the error messages and the reference in the documentation all come from this table.
+
+use super::{Plan, ProfileMode, ServerKind};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a value is read and where it goes.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    /// Any text.
+    Text(fn(&mut Plan, String)),
+    /// One of these words.
+    Choice(&'static [&'static str], fn(&mut Plan, &str)),
+    /// A whole number within these bounds.
+    Whole(u64, u64, fn(&mut Plan, u64)),
+    /// A number within these bounds.
+    Real(f64, f64, fn(&mut Plan, f64)),
+    /// `90s`, `10m`, `1h 30m`; at least this long.
+    Span(Duration, fn(&mut Plan, Duration)),
+    /// A list of texts.
+    Words(fn(&mut Plan, Vec<String>)),
+    /// A table of texts.
+    Pairs(fn(&mut Plan, String, String)),
+}
+
+/// One setting.
+#[derive(Clone, Copy)]
+pub struct Setting {
+    /// Dotted key in guard.toml.
+    pub key: &'static str,
+    /// What users may also set on the command line.
+    pub flag: Option<&'static str>,
+    /// Type and destination.
+    pub kind: Kind,
+    /// One line for the reference.
+    pub help: &'static str,
+}
+
+const fn setting(key: &'static str, flag: Option<&'static str>, kind: Kind, help: &'static str) -> Setting {
+    Setting { key, flag, kind, help }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The table.
+pub const SETTINGS: &[Setting] = &[
+    setting("output", Some("OUTPUT_DIR"), Kind::Text(|p, v| p.output = PathBuf::from(v)), "the run folder"),
+    setting(
+        "retries",
+        Some("--retries"),
+        Kind::Whole(0, 1000, |p, v| p.retries = u32::try_from(v).unwrap_or(u32::MAX)),
+        "attempts after the first",
+    ),
+    setting(
+        "server.kind",
+        Some("--server"),
+        Kind::Choice(&["vllm", "sim", "command"], |p, v| {
+            p.server.kind = match v {
+                "sim" => ServerKind::Sim,
+                "command" => ServerKind::Command,
+                _ => ServerKind::Vllm,
+            }
+        }),
+        "what is started: vllm, sim, or command (its argv stands after --)",
+    ),
+    setting(
+        "server.python",
+        Some("--python"),
+        Kind::Text(|p, v| p.server.python = PathBuf::from(v)),
+        "the interpreter that has vLLM",
+    ),
+    setting("server.model", Some("--model"), Kind::Text(|p, v| p.server.model = v), "a path or a hub name"),
+    setting(
+        "server.port",
+        Some("--port"),
+        Kind::Whole(1, 65535, |p, v| p.server.port = u16::try_from(v).unwrap_or(8000)),
+        "the port on 127.0.0.1",
+    ),
+    setting(
+        "server.args",
+        Some("-- ARGS"),
+        Kind::Words(|p, v| p.server.extra = v),
+        "further arguments for vLLM, or the command line of server.kind = \"command\"",
+    ),
+    setting(
+        "server.env",
+        None,
+        Kind::Pairs(|p, k, v| {
+            p.server.env.insert(k, v);
+        }),
+        "environment variables for the server",
+    ),
+    setting(
+        "profile.mode",
+        Some("--profile"),
+        Kind::Choice(&["windows", "off"], |p, v| {
+            p.profile.mode = if v == "off" { ProfileMode::Off } else { ProfileMode::Windows };
+        }),
+        "windows or off",
+    ),
+    setting(
+        "profile.window-steps",
+        None,
+        Kind::Whole(1, 100_000, |p, v| p.profile.window_steps = u32::try_from(v).unwrap_or(u32::MAX)),
+        "a window closes after this many engine steps",
+    ),
+    setting(
+        "profile.window",
+        None,
+        Kind::Span(Duration::from_millis(10), |p, v| p.profile.window = v),
+        "or after this long",
+    ),
+    setting(
+        "profile.rest",
+        None,
+        Kind::Span(Duration::ZERO, |p, v| p.profile.rest = v),
+        "the rest between two windows",
+    ),
+    setting(
+        "profile.idle",
+        None,
+        Kind::Span(Duration::from_millis(100), |p, v| p.profile.idle = v),
+        "a window without a step for this long is closed",
+    ),
+    setting(
+        "load.duration",
+        Some("--duration"),
+        Kind::Span(SECOND, |p, v| p.load.duration = v),
+        "how long requests are sent",
+    ),
+    setting(
+        "load.rate",
+        None,
+        Kind::Real(0.001, 1e6, |p, v| p.load.rate = v),
+        "mean arrivals per second (Poisson)",
+    ),
+    setting(
+        "load.seed",
+        None,
+        Kind::Whole(0, u64::MAX, |p, v| p.load.seed = v),
+        "seed of schedule, mix, lengths and words",
+    ),
+    setting(
+        "load.drain",
+        None,
+        Kind::Span(Duration::ZERO, |p, v| p.load.drain = v),
+        "how long open requests may take after the last send",
+    ),
+    setting(
+        "load.request-timeout",
+        None,
+        Kind::Span(SECOND, |p, v| p.load.request_timeout = v),
+        "the longest a request may take",
+    ),
+    setting(
+        "load.max-failure-share",
+        None,
+        Kind::Real(0.0, 1.0, |p, v| p.load.max_failure_share = v),
+        "a larger share of failed requests fails the attempt",
+    ),
+    setting(
+        "load.warmup-requests",
+        None,
+        Kind::Whole(1, 1000, |p, v| p.load.warmup_requests = u32::try_from(v).unwrap_or(u32::MAX)),
+        "requests before the measurement",
+    ),
+    setting(
+        "budgets.startup",
+        Some("--startup-timeout"),
+        Kind::Span(SECOND, |p, v| p.budgets.startup = v),
+        "spawn to ready",
+    ),
+    setting(
+        "budgets.warmup",
+        None,
+        Kind::Span(SECOND, |p, v| p.budgets.warmup = v),
+        "all warm-up requests together",
+    ),
+    setting(
+        "budgets.stall",
+        None,
+        Kind::Span(SECOND, |p, v| p.budgets.stall = v),
+        "nothing moved while requests were open",
+    ),
+    setting(
+        "budgets.flush",
+        None,
+        Kind::Span(SECOND, |p, v| p.budgets.flush = v),
+        "closing the profiler's windows at the end",
+    ),
+    setting("budgets.stop", None, Kind::Span(SECOND, |p, v| p.budgets.stop = v), "SIGTERM to SIGKILL"),
+    setting(
+        "budgets.drain",
+        None,
+        Kind::Span(SECOND, |p, v| p.budgets.drain = v),
+        "SIGKILL until port, memory and names are back",
+    ),
+    setting(
+        "budgets.run",
+        Some("--deadline"),
+        Kind::Span(SECOND, |p, v| p.budgets.run = Some(v)),
+        "the whole run; without it there is no deadline",
+    ),
+    setting(
+        "backoff.initial",
+        None,
+        Kind::Span(Duration::ZERO, |p, v| p.backoff.initial = v),
+        "the pause before the second attempt",
+    ),
+    setting("backoff.max", None, Kind::Span(Duration::ZERO, |p, v| p.backoff.max = v), "the longest pause"),
+];
+
+/// The setting with this key.
+pub fn by_key(key: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.key == key)
+}
+
+/// `90s`, `10m`, `1h 30m`, `500ms`. A number without a unit is refused, because people mean different things by it.
+pub fn parse_span(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return Err(format!("`{text}` has no unit: write `{text}s` or `{text}m`"));
+    }
+    let span: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not a duration: write one like `90s`, `10m` or `1h 30m`"))?;
+    Duration::try_from(span).map_err(|_| format!("`{text}` is negative"))
+}
+
+/// Reads one textual value into the plan.
+pub fn set_text(plan: &mut Plan, setting: &Setting, text: &str) -> Result<(), String> {
+    match setting.kind {
+        Kind::Text(set) if text.is_empty() => {
+            let _ = set;
+            return Err("is empty".to_owned());
+        }
+        Kind::Text(set) => set(plan, text.to_owned()),
+        Kind::Choice(words, set) => {
+            if !words.contains(&text) {
+                return Err(format!(
+                    "`{text}` is not one of {}{}",
+                    words.join(", "),
+                    suggestion(text, words)
+                ));
+            }
+            set(plan, text);
+        }
+        Kind::Whole(min, max, set) => {
+            let number: i128 = text.parse().map_err(|_| format!("`{text}` is not a whole number"))?;
+            match u64::try_from(number) {
+                Ok(number) if (min..=max).contains(&number) => set(plan, number),
+                _ => return Err(format!("`{text}` is out of range: {min} to {max}")),
+            }
+        }
+        Kind::Real(min, max, set) => {
+            let number: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+            if !(min..=max).contains(&number) {
+                return Err(format!("`{text}` is out of range: {min} to {max}"));
+            }
+            set(plan, number);
+        }
+        Kind::Span(min, set) => {
+            let span = parse_span(text)?;
+            if span < min {
+                return Err(format!("`{text}` is shorter than {}", crate::time::human(min)));
+            }
+            set(plan, span);
+        }
+        Kind::Words(_) | Kind::Pairs(_) => return Err("cannot be given as one text".to_owned()),
+    }
+    Ok(())
+}
+
+/// `; did you mean `x`?` when something near exists.
+pub fn suggestion(given: &str, known: &[&str]) -> String {
+    known
+        .iter()
+        .map(|word| (strsim::damerau_levenshtein(given, word), word))
+        .filter(|(distance, word)| *distance <= (word.len() / 3).max(2))
+        .min()
+        .map(|(_, word)| format!("; did you mean `{word}`?"))
+        .unwrap_or_default()
+}
