@@ -8,4 +8,6 @@ pub mod machine;
 pub mod os;
 pub mod port;
 pub mod preflight;
+pub mod proc;
 pub mod reap;
+pub mod run_id;
