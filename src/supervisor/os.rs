@@ -326,3 +326,26 @@ pub fn can_bind(address: std::net::SocketAddrV4) -> io::Result<bool> {
     let error = io::Error::last_os_error();
     if error.kind() == io::ErrorKind::AddrInUse { Ok(false) } else { Err(error) }
 }
+
+/// Asks the kernel's socket diagnosis (netlink) and returns the answer's blocks one after the other. `is_last` says
+/// whether a block ends the answer.
+pub fn socket_diagnosis(request: &[u8], is_last: impl Fn(&[u8]) -> bool) -> io::Result<Vec<u8>> {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+    let kind = SockType::Datagram;
+    let netlink =
+        socket(AddressFamily::Netlink, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
+    send(netlink.as_raw_fd(), request, MsgFlags::empty())?;
+    let mut answer = Vec::new();
+    let mut block = vec![0; 32 * 1024];
+    loop {
+        // The kernel answers at once or not at all; a preflight must not wait for one that does not.
+        if !poll(&[Interest { fd: netlink.as_fd(), write: false }], Duration::from_secs(1))?.contains(&true) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let length = recv(netlink.as_raw_fd(), &mut block, MsgFlags::empty())?;
+        answer.extend_from_slice(&block[..length]);
+        if length == 0 || is_last(&block[..length]) {
+            return Ok(answer);
+        }
+    }
+}
