@@ -21,7 +21,7 @@ forever()
 "#,
     )
     .await;
-    let runaway = pid_in(&rig.place.file("runaway"));
+    let runaway = pid_in(&rig.place.file("runaway")).await;
     assert_ne!(proc::stat(runaway.pid).unwrap().session, rig.keeper.proc().pid);
     assert_eq!(rig.kill_all().await, []);
     assert_eq!(rig.exit_of(runaway).await, KILLED);
@@ -44,11 +44,12 @@ forever()
 "#,
     )
     .await;
-    let runaway = pid_in(&rig.place.file("runaway"));
+    let runaway = pid_in(&rig.place.file("runaway")).await;
     wait_for("an empty environment", || {
         proc::command_line(runaway.pid).filter(|line| line.contains("time.sleep(180)"))?;
         proc::environ(runaway.pid).filter(Vec::is_empty)
-    });
+    })
+    .await;
     assert_eq!(rig.kill_all().await, []);
     assert_reaped(runaway);
     rig.quit().await;
@@ -64,9 +65,9 @@ forever()
 "#,
     )
     .await;
-    pid_in(&rig.place.file("ready"));
+    pid_in(&rig.place.file("ready")).await;
     rig.signal(os::SIGTERM, Target::Main);
-    text_in(&rig.place.file("asked"));
+    text_in(&rig.place.file("asked")).await;
     assert!(proc::is_alive(main));
     assert_eq!(rig.kill_all().await, []);
     assert_eq!(rig.exit_of(main).await, KILLED);
@@ -77,7 +78,7 @@ forever()
 async fn a_stopped_process_is_killed() {
     let (mut rig, main) = Rig::python(r#"forever()"#).await;
     rig.signal(os::SIGSTOP, Target::Main);
-    wait_for("a stopped server", || proc::stat(main.pid).filter(|stat| stat.state == 'T'));
+    wait_for("a stopped server", || proc::stat(main.pid).filter(|stat| stat.state == 'T')).await;
     assert_eq!(rig.kill_all().await, []);
     assert_eq!(rig.exit_of(main).await, KILLED);
     assert_reaped(main);
@@ -95,7 +96,7 @@ forever()
 "#,
     )
     .await;
-    pid_in(&rig.place.file("ready"));
+    pid_in(&rig.place.file("ready")).await;
     let children: Vec<ProcId> = children_of(main.pid).into_iter().filter_map(proc::id).collect();
     assert_eq!(children.len(), 50);
     assert_eq!(rig.kill_all().await, []);
@@ -120,7 +121,7 @@ note("escaped", "yes")
 "#,
     )
     .await;
-    wait_for("the chain", || rig.place.file("ready").exists().then_some(()));
+    wait_for("the chain", || rig.place.file("ready").exists().then_some(())).await;
     assert_eq!(rig.kill_all().await, []);
     assert!(children_of(rig.keeper.proc().pid).is_empty());
     assert!(!rig.place.file("escaped").exists());
@@ -138,7 +139,7 @@ forever()
 "#,
     )
     .await;
-    pid_in(&rig.place.file("ready"));
+    pid_in(&rig.place.file("ready")).await;
     let zombies: Vec<ProcId> = children_of(main.pid).into_iter().filter_map(proc::id).collect();
     assert_eq!(zombies.len(), 100);
     assert_eq!(rig.kill_all().await, []);
@@ -192,7 +193,7 @@ forever()
 "#,
     )
     .await;
-    pid_in(&rig.place.file("ready"));
+    pid_in(&rig.place.file("ready")).await;
     let orphan = rig.seen_as("orphan").await;
     std::fs::write(rig.place.file("go"), "").unwrap();
     assert_eq!(rig.exit_of(orphan).await, ExitHow::Code { code: 5 });
@@ -271,7 +272,7 @@ forever()
 #[tokio::test]
 async fn a_signal_for_the_group_reaches_all_of_it() {
     let (mut rig, main) = Rig::python(r#"note("kid", child(forever)); forever()"#).await;
-    let kid = pid_in(&rig.place.file("kid"));
+    let kid = pid_in(&rig.place.file("kid")).await;
     rig.signal(os::SIGTERM, Target::Group);
     assert_eq!(rig.exit_of(main).await, ExitHow::Signal { signal: 15, core: false });
     rig.exit_of(kid).await;
@@ -300,7 +301,8 @@ const TRACKER: &str = r#"
 def tracker(then):
     r, w = os.pipe()
     os.set_inheritable(r, True)
-    code = "import os, time, sys; resource_tracker = 1; sys.stdin.read(); " + then
+    # In two pieces, or our own command line would name it too.
+    code = "import os, time, sys; resource_" + "tracker = 1; sys.stdin.read(); " + then
     subprocess.Popen([sys.executable, "-c", code], stdin=r, env={})
     os.close(r)
 "#;
@@ -314,7 +316,7 @@ forever()
 "#;
     let (mut rig, main) = Rig::python(&format!("{TRACKER}{script}")).await;
     rig.seen_as("VLLM::EngineCor").await;
-    let tracker = tracker_of(main);
+    let tracker = tracker_of(main).await;
     assert_eq!(rig.kill_all().await, []);
     assert!(rig.place.file("cleaned").exists());
     assert!(rig.killed().contains(&main));
@@ -327,7 +329,7 @@ forever()
 async fn a_resource_tracker_that_stays_is_killed_last() {
     let script = "tracker('time.sleep(180)')\nforever()";
     let (mut rig, main) = Rig::python(&format!("{TRACKER}{script}")).await;
-    let tracker = tracker_of(main);
+    let tracker = tracker_of(main).await;
     assert_eq!(rig.kill_all().await, []);
     assert_eq!(rig.killed(), [main, tracker]);
     assert_eq!(rig.exit_of(tracker).await, KILLED);
@@ -338,7 +340,7 @@ async fn a_resource_tracker_that_stays_is_killed_last() {
     rig.quit().await;
 }
 
-fn tracker_of(main: ProcId) -> ProcId {
+async fn tracker_of(main: ProcId) -> ProcId {
     wait_for("the tracker", || {
         let is_tracker = |pid: &i32| {
             *pid != main.pid
@@ -346,6 +348,7 @@ fn tracker_of(main: ProcId) -> ProcId {
         };
         children_of(main.pid).into_iter().find(is_tracker).and_then(proc::id)
     })
+    .await
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 /// Signal numbers as the events carry them.
@@ -69,8 +70,7 @@ pub fn reset_ignored_signals() -> io::Result<()> {
 }
 
 /// Blocks what a terminal, a shell or a person could send, and SIGCHLD, which the returned descriptor then delivers.
-/// Blocked and not ignored: a blocked signal is unblocked again in what we start (`std::process` clears the mask), an
-/// ignored one would stay ignored there.
+/// Blocked and not ignored, so that nothing about it has to be undone but the mask ([`start_unblocked`]).
 pub fn block_signals() -> io::Result<SignalFd> {
     use Signal::*;
     let mut blocked = SigSet::empty();
@@ -84,6 +84,15 @@ pub fn block_signals() -> io::Result<SignalFd> {
     let mut watched = SigSet::empty();
     watched.add(SIGCHLD);
     Ok(SignalFd::with_flags(&watched, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// Starts a program with an empty signal mask: `std::process` passes ours on.
+pub fn start_unblocked(command: &mut Command) -> io::Result<Child> {
+    use std::os::unix::process::CommandExt;
+    let unblock = || SigSet::empty().thread_set_mask().map_err(io::Error::from);
+    // SAFETY: between fork and exec this only sets the mask, which is async-signal-safe, and allocates nothing.
+    unsafe { command.pre_exec(unblock) };
+    command.spawn()
 }
 
 /// Empties a signal descriptor. What arrived is not of interest: SIGCHLD merges, so one must look at every child anyway.
@@ -145,27 +154,23 @@ impl PidFd {
 
     /// Sends a signal to exactly this process.
     pub fn signal(&self, signal: i32) -> io::Result<Delivery> {
-        self.send(signal, 0)
-    }
-
-    /// Sends a signal to the process group that this process leads, or led: the handle keeps the number from being
-    /// reused, also when the leader is dead. Linux 6.9 and later; an error before.
-    pub fn signal_group(&self, signal: i32) -> io::Result<Delivery> {
-        const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 4;
-        self.send(signal, PIDFD_SIGNAL_PROCESS_GROUP)
-    }
-
-    fn send(&self, signal: i32, flags: libc::c_uint) -> io::Result<Delivery> {
         let no_info = std::ptr::null::<libc::siginfo_t>();
+        let no_flags: libc::c_uint = 0;
         // SAFETY: a null siginfo is allowed and means "as kill() would".
-        let done =
-            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, no_info, flags) };
-        if done == 0 {
-            return Ok(Delivery::Sent);
-        }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() == Some(libc::ESRCH) { Ok(Delivery::Gone) } else { Err(error) }
+        let done = unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, no_info, no_flags)
+        };
+        delivery(i32::try_from(done).unwrap_or(-1))
     }
+}
+
+/// Of a call that answers 0 or -1.
+fn delivery(done: i32) -> io::Result<Delivery> {
+    if done == 0 {
+        return Ok(Delivery::Sent);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ESRCH) { Ok(Delivery::Gone) } else { Err(error) }
 }
 
 impl AsFd for PidFd {
@@ -185,12 +190,17 @@ pub fn signal(id: ProcId, signal: i32) -> io::Result<Delivery> {
                 return Ok(Delivery::Gone);
             }
             // SAFETY: no pointers.
-            if unsafe { libc::kill(id.pid, signal) } == 0 {
-                return Ok(Delivery::Sent);
-            }
-            let error = io::Error::last_os_error();
-            if error.raw_os_error() == Some(libc::ESRCH) { Ok(Delivery::Gone) } else { Err(error) }
+            delivery(unsafe { libc::kill(id.pid, signal) })
         }
+    }
+}
+
+/// Kills a whole process group, between two forks of whoever forks in it. The caller holds an unreaped zombie of that
+/// group: as long as it is not reaped, the number cannot come to mean another group.
+pub fn kill_group_of_zombie(group: i32) {
+    if group > 1 {
+        // SAFETY: no pointers. That nobody is left in it is as good as success.
+        unsafe { libc::kill(-group, SIGKILL) };
     }
 }
 

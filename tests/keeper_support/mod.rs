@@ -1,7 +1,7 @@
 //! A keeper with its folders, as the tests of the keeper need it.
 #![expect(dead_code, reason = "every test file uses another part of this")]
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -9,19 +9,19 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use varcas_guard::event::{EventKind, ExitHow, Leftover, ProcId};
 use varcas_guard::supervisor::keeper::{Keeper, KeeperSpec, Order, Target};
 use varcas_guard::supervisor::reap::{make_scratch, shm_names};
-use varcas_guard::supervisor::run_id::{MARK, RunId};
+use varcas_guard::supervisor::run_id::MARK;
 use varcas_guard::supervisor::{os, proc};
-use varcas_guard::time::{instant_now, wall_now};
+use varcas_guard::time::instant_now;
 
 /// Long: the machine may be busy. A test that works never waits so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub fn guard_exe() -> &'static Path {
+pub(crate) fn guard_exe() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_varcas-guard"))
 }
 
 /// The interpreter itself and not a wrapper script around it, whose processes would confuse the tests.
-pub fn python() -> &'static str {
+pub(crate) fn python() -> &'static str {
     static PYTHON: OnceLock<String> = OnceLock::new();
     PYTHON.get_or_init(|| {
         let output =
@@ -30,48 +30,44 @@ pub fn python() -> &'static str {
     })
 }
 
-pub fn fresh_run_id() -> RunId {
-    RunId::new(&wall_now().to_zoned_datetime(jiff::tz::TimeZone::UTC))
-}
-
-/// Waits until `poll` gives something.
-pub fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+/// Waits until `poll` gives something. The rest of the test goes on meanwhile: orders still have to be written.
+pub(crate) async fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let began = instant_now();
     loop {
         if let Some(value) = poll() {
             return value;
         }
         assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 /// The pid that a script wrote into a file, with its start time, once it is there.
-pub fn pid_in(file: &Path) -> ProcId {
-    wait_for(&format!("a pid in {}", file.display()), || {
+pub(crate) async fn pid_in(file: &Path) -> ProcId {
+    let read = || {
         let text = std::fs::read_to_string(file).ok()?;
         proc::id(text.strip_suffix('\n')?.parse().ok()?)
-    })
+    };
+    wait_for(&format!("a pid in {}", file.display()), read).await
 }
 
-pub fn text_in(file: &Path) -> String {
-    wait_for(&file.display().to_string(), || {
-        std::fs::read_to_string(file).ok().filter(|text| text.ends_with('\n'))
-    })
+pub(crate) async fn text_in(file: &Path) -> String {
+    let read = || std::fs::read_to_string(file).ok().filter(|text| text.ends_with('\n'));
+    wait_for(&file.display().to_string(), read).await
 }
 
 /// Folders of an attempt, and the spec of its keeper.
-pub struct Place {
-    pub dir: tempfile::TempDir,
-    pub spec: KeeperSpec,
+pub(crate) struct Place {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) spec: KeeperSpec,
 }
 
 impl Place {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // Two runs of one guard must differ, and all tests of a file are one process: number the date.
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let own = fresh_run_id().guard();
+        let own = proc::own_id();
         let dir = tempfile::tempdir().unwrap();
         let spec = KeeperSpec {
             run_id: format!("20260101_{count:06}-{}-{}", own.pid, own.start),
@@ -84,12 +80,12 @@ impl Place {
         Self { dir, spec }
     }
 
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// What starts a server: marked, in this place.
-    pub fn spawn<S: AsRef<str>>(&self, argv: &[S]) -> Order {
+    pub(crate) fn spawn<S: AsRef<str>>(&self, argv: &[S]) -> Order {
         Order::Spawn {
             argv: argv.iter().map(|word| word.as_ref().to_owned()).collect(),
             env: vec![
@@ -104,16 +100,16 @@ impl Place {
 }
 
 /// A keeper under test, seen from the guard.
-pub struct Rig {
-    pub place: Place,
-    pub keeper: Keeper,
+pub(crate) struct Rig {
+    pub(crate) place: Place,
+    pub(crate) keeper: Keeper,
     facts: UnboundedReceiver<EventKind>,
     /// Everything reported so far, in order.
-    pub seen: Vec<EventKind>,
+    pub(crate) seen: Vec<EventKind>,
 }
 
 impl Rig {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let place = Place::new();
         let (tell, facts) = unbounded_channel();
         let keeper = Keeper::start(guard_exe(), &place.spec, tell).unwrap();
@@ -121,14 +117,14 @@ impl Rig {
     }
 
     /// A keeper with a server that is a Python script. Its helper `note` writes a pid or text for the test to read.
-    pub async fn python(script: &str) -> (Self, ProcId) {
+    pub(crate) async fn python(script: &str) -> (Self, ProcId) {
         let mut rig = Self::new();
         rig.keeper.order(&rig.place.spawn(&[python(), "-c", &with_helpers(script)]));
         let main = rig.spawned().await;
         (rig, main)
     }
 
-    pub async fn shell(script: &str) -> (Self, ProcId) {
+    pub(crate) async fn shell(script: &str) -> (Self, ProcId) {
         let mut rig = Self::new();
         rig.keeper.order(&rig.place.spawn(&["/bin/sh", "-c", script]));
         let main = rig.spawned().await;
@@ -145,7 +141,7 @@ impl Rig {
     }
 
     /// The first report, old or new, of which `pick` makes something.
-    pub async fn until<T>(&mut self, what: &str, pick: impl Fn(&EventKind) -> Option<T>) -> T {
+    pub(crate) async fn until<T>(&mut self, what: &str, pick: impl Fn(&EventKind) -> Option<T>) -> T {
         if let Some(found) = self.seen.iter().find_map(&pick) {
             return found;
         }
@@ -153,7 +149,7 @@ impl Rig {
     }
 
     /// The same among those to come.
-    pub async fn until_new<T>(&mut self, what: &str, pick: impl Fn(&EventKind) -> Option<T>) -> T {
+    pub(crate) async fn until_new<T>(&mut self, what: &str, pick: impl Fn(&EventKind) -> Option<T>) -> T {
         loop {
             let next = tokio::time::timeout(PATIENCE, self.facts.recv()).await;
             let Ok(Some(kind)) = next else {
@@ -167,11 +163,11 @@ impl Rig {
         }
     }
 
-    pub async fn exit_of(&mut self, proc: ProcId) -> ExitHow {
+    pub(crate) async fn exit_of(&mut self, proc: ProcId) -> ExitHow {
         self.until("an exit", |kind| exit(kind).filter(|(who, _)| *who == proc).map(|(_, how)| how)).await
     }
 
-    pub async fn seen_as(&mut self, name: &str) -> ProcId {
+    pub(crate) async fn seen_as(&mut self, name: &str) -> ProcId {
         self.until(name, |kind| match kind {
             EventKind::ProcessSeen { proc, comm, .. } if comm == name => Some(*proc),
             _ => None,
@@ -179,11 +175,11 @@ impl Rig {
         .await
     }
 
-    pub fn signal(&self, signal: i32, target: Target) {
+    pub(crate) fn signal(&self, signal: i32, target: Target) {
         self.keeper.order(&Order::Signal { signal, target, why: "test".to_owned() });
     }
 
-    pub async fn kill_all(&mut self) -> Vec<Leftover> {
+    pub(crate) async fn kill_all(&mut self) -> Vec<Leftover> {
         self.keeper.order(&Order::KillAll { why: "test".to_owned() });
         self.until_new("the end of the tree", |kind| match kind {
             EventKind::TreeGone { unkillable } => Some(unkillable.clone()),
@@ -193,7 +189,7 @@ impl Rig {
     }
 
     /// Everybody a SIGKILL was announced for, in order.
-    pub fn killed(&self) -> Vec<ProcId> {
+    pub(crate) fn killed(&self) -> Vec<ProcId> {
         let targets = self.seen.iter().filter_map(|kind| match kind {
             EventKind::SignalSent { signal: os::SIGKILL, targets, .. } => Some(targets.clone()),
             _ => None,
@@ -201,12 +197,12 @@ impl Rig {
         targets.flatten().collect()
     }
 
-    pub fn position(&self, wanted: impl Fn(&EventKind) -> bool) -> Option<usize> {
+    pub(crate) fn position(&self, wanted: impl Fn(&EventKind) -> bool) -> Option<usize> {
         self.seen.iter().position(wanted)
     }
 
     /// The keeper goes, and says that nothing is left.
-    pub async fn quit(self) -> Place {
+    pub(crate) async fn quit(self) -> Place {
         let pid = self.keeper.proc();
         assert_eq!(self.keeper.quit().await, ExitHow::Code { code: 0 });
         assert!(proc::stat(pid.pid).is_none_or(|stat| stat.id != pid), "the keeper is not reaped");
@@ -214,7 +210,7 @@ impl Rig {
     }
 }
 
-pub fn exit(kind: &EventKind) -> Option<(ProcId, ExitHow)> {
+pub(crate) fn exit(kind: &EventKind) -> Option<(ProcId, ExitHow)> {
     match kind {
         EventKind::ProcessExited { proc, how, .. } => Some((*proc, *how)),
         _ => None,
@@ -222,7 +218,7 @@ pub fn exit(kind: &EventKind) -> Option<(ProcId, ExitHow)> {
 }
 
 /// `proc` is not there any more, not even as a zombie.
-pub fn assert_reaped(id: ProcId) {
+pub(crate) fn assert_reaped(id: ProcId) {
     assert!(
         proc::stat(id.pid).is_none_or(|stat| stat.id != id),
         "{id} is still there: {:?}",
@@ -231,7 +227,7 @@ pub fn assert_reaped(id: ProcId) {
 }
 
 /// What scripts of servers may use: `note(name, what)` for the test, `child(f)`, `forever()`.
-pub fn with_helpers(script: &str) -> String {
+pub(crate) fn with_helpers(script: &str) -> String {
     format!(
         r#"
 import ctypes, os, signal, subprocess, sys, time
@@ -256,7 +252,7 @@ def title(name):
     )
 }
 
-pub fn names_in(folder: &Path) -> Vec<String> {
+pub(crate) fn names_in(folder: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut names: Vec<String> =
         entries.flatten().filter_map(|entry| entry.file_name().to_str().map(str::to_owned)).collect();
@@ -264,15 +260,11 @@ pub fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-pub fn children_of(pid: i32) -> Vec<i32> {
+pub(crate) fn children_of(pid: i32) -> Vec<i32> {
     proc::pids().into_iter().filter(|child| proc::stat(*child).is_some_and(|stat| stat.ppid == pid)).collect()
 }
 
-pub fn status_field(status: &str, name: &str) -> String {
+pub(crate) fn status_field(status: &str, name: &str) -> String {
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
-}
-
-pub fn os_str(text: &str) -> &OsStr {
-    OsStr::new(text)
 }

@@ -3,7 +3,8 @@
 
 use crate::event::{EventKind, Leftover, ProcId};
 use crate::supervisor::keeper::tree::{Member, Tell, Tree};
-use crate::supervisor::{os, proc};
+use crate::supervisor::os;
+use crate::supervisor::proc::{self, Stat};
 use crate::time::instant_now;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(10);
 /// What the resource tracker gets once everybody else is gone. It ignores SIGTERM, so it cannot be asked.
 const TRACKER_GRACE: Duration = Duration::from_secs(3);
-/// Rounds of finding ever new processes after which the whole group is struck at once.
+/// Rounds of finding ever new processes after which whole groups are struck at once.
 const PATIENCE: u32 = 5;
 
 /// What a kill did.
@@ -24,7 +25,7 @@ pub(crate) struct Killed {
     pub(crate) leftovers: Vec<Leftover>,
 }
 
-/// Kills until a look finds nobody twice, or the limit is over.
+/// Kills until nobody is left, or the limit is over.
 pub(crate) fn kill_all(tree: &mut Tree, why: &str, tell: Tell<'_>) -> Killed {
     let began = instant_now();
     let mut struck = BTreeSet::new();
@@ -34,34 +35,25 @@ pub(crate) fn kill_all(tree: &mut Tree, why: &str, tell: Tell<'_>) -> Killed {
     loop {
         let was_empty = tree.is_empty();
         tree.scan(true, tell);
-        tree.bury(tell);
-        // A process forked while we listed is only found by a look that began after its parent was gone.
-        if was_empty && tree.is_empty() {
-            break;
+        let unexpected = if hunted > PATIENCE { tree.bury_striking_groups(tell) } else { tree.bury(tell) };
+        // A process forked while we listed is found only by a look that began after its parent was gone; and whoever
+        // forks and dies between two looks is in none of them, but we get its body.
+        if was_empty && tree.is_empty() && !unexpected {
+            return Killed { killed: struck.into_iter().collect(), leftovers: Vec::new() };
         }
         if began.elapsed() > LIMIT {
-            return Killed {
-                killed: struck.into_iter().collect(),
-                leftovers: tree.members().map(leftover).collect(),
-            };
+            return Killed { killed: struck.into_iter().collect(), leftovers: leftovers(tree) };
         }
         let (trackers, others): (Vec<_>, Vec<_>) =
             tree.members().partition(|member| is_tracker(tree, member));
         let tracker_time_is_over =
             others.is_empty() && trackers_alone.get_or_insert_with(instant_now).elapsed() > TRACKER_GRACE;
         let victims = if tracker_time_is_over { trackers } else { others };
-        let news = strike(&victims, why, &mut struck, tell);
+        let news = strike(&victims, why, &mut struck, tell) || unexpected;
         hunted = if news { hunted + 1 } else { 0 };
-        if hunted > PATIENCE
-            && let Some(group) = tree.main_group()
-        {
-            // Forking faster than we can list: the kernel can strike a whole group between two forks.
-            drop(group.signal_group(os::SIGKILL));
-        }
         pause = if news { Duration::from_millis(2) } else { (pause * 2).min(Duration::from_millis(100)) };
         tree.wait(pause);
     }
-    Killed { killed: struck.into_iter().collect(), leftovers: Vec::new() }
 }
 
 /// Sends SIGKILL to everybody named and reports the new ones first. True if there were any.
@@ -99,10 +91,12 @@ fn is_tracker(tree: &Tree, member: &Member) -> bool {
         && proc::command_line(member.stat.id.pid).is_some_and(|line| line.contains("resource_tracker"))
 }
 
-fn leftover(member: &Member) -> Leftover {
-    Leftover::Process {
-        proc: member.stat.id,
-        comm: member.stat.comm.clone(),
-        state: member.stat.state.to_string(),
-    }
+fn leftovers(tree: &Tree) -> Vec<Leftover> {
+    // Nobody in the list at the end of the limit: somebody forks and dies so fast that only the bodies are seen.
+    let unseen = tree.last_reaped().filter(|_| tree.is_empty());
+    tree.members().map(|member| &member.stat).chain(unseen).map(leftover).collect()
+}
+
+fn leftover(stat: &Stat) -> Leftover {
+    Leftover::Process { proc: stat.id, comm: stat.comm.clone(), state: stat.state.to_string() }
 }

@@ -258,8 +258,7 @@ impl Keeper {
     }
 }
 
-/// Starts the server. Signals: what the keeper blocks, `std::process` unblocks in the child, and ignored ones were
-/// reset when the keeper began.
+/// Starts the server. It inherits no ignored signal: those were reset when the keeper began.
 fn start(argv: &[String], env: Vec<(String, String)>, cwd: &Path, log: &Path) -> Result<proc::Stat, String> {
     let (program, arguments) = argv.split_first().ok_or("the command line of the server is empty")?;
     let open = || File::options().append(true).create(true).mode(0o600).open(log);
@@ -270,7 +269,8 @@ fn start(argv: &[String], env: Vec<(String, String)>, cwd: &Path, log: &Path) ->
         // Or the system's "no such file" would be taken for one about the program.
         return Err(format!("cannot start `{program}` in {}: there is no such folder", cwd.display()));
     }
-    let child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .env_clear()
         .envs(env)
@@ -278,9 +278,9 @@ fn start(argv: &[String], env: Vec<(String, String)>, cwd: &Path, log: &Path) ->
         .stdin(Stdio::null())
         .stdout(out)
         .stderr(err)
-        .process_group(0)
-        .spawn()
-        .map_err(|error| format!("cannot start `{program}`: {error}"))?;
+        .process_group(0);
+    let child =
+        os::start_unblocked(&mut command).map_err(|error| format!("cannot start `{program}`: {error}"))?;
     let pid = i32::try_from(child.id()).map_err(|error| error.to_string())?;
     // It may be dead already, but it is not reaped, so it is still there to be read.
     proc::stat(pid).ok_or_else(|| format!("cannot read /proc/{pid}/stat of `{program}` just started"))

@@ -50,7 +50,7 @@ pub(crate) struct Tree {
     /// Examined and not ours, or ours and already reported dead. Pid to start time.
     strangers: HashMap<i32, u64>,
     main: Option<ProcId>,
-    main_handle: Option<PidFd>,
+    last_reaped: Option<Stat>,
 }
 
 impl Tree {
@@ -64,7 +64,7 @@ impl Tree {
             members: BTreeMap::new(),
             strangers: HashMap::new(),
             main: None,
-            main_handle: None,
+            last_reaped: None,
         }
     }
 
@@ -83,15 +83,14 @@ impl Tree {
         self.main
     }
 
-    /// A handle on the group that the first process leads; works after its death.
-    pub(crate) fn main_group(&self) -> Option<&PidFd> {
-        self.main_handle.as_ref()
+    /// The child that was reaped last without having been a member.
+    pub(crate) fn last_reaped(&self) -> Option<&Stat> {
+        self.last_reaped.as_ref()
     }
 
     /// The server's first process, just started by us.
     pub(crate) fn set_main(&mut self, stat: Stat) {
         self.main = Some(stat.id);
-        self.main_handle = PidFd::open(stat.id).ok().flatten();
         self.strangers.remove(&stat.id.pid);
         let handle = PidFd::open(stat.id).ok().flatten();
         self.members.insert(stat.id.pid, Member { stat, handle, finished: false });
@@ -229,12 +228,34 @@ impl Tree {
         drop(os::poll(&self.interests(), timeout));
     }
 
-    /// Reports the dead and reaps those that are ours to reap.
-    pub(crate) fn bury(&mut self, tell: Tell<'_>) {
+    /// Reports the dead and reaps those that are ours to reap. Says whether children were reaped that no scan had found:
+    /// then there may be more of them.
+    pub(crate) fn bury(&mut self, tell: Tell<'_>) -> bool {
+        self.bury_and(&|_| (), tell)
+    }
+
+    /// The same, and kills everybody in the process group of whom it reaps: against those who fork faster than we list.
+    pub(crate) fn bury_striking_groups(&mut self, tell: Tell<'_>) -> bool {
+        let me = self.me;
+        // Groups of our own session only, never our own group. Before it is reaped, the zombie pins the number.
+        let strike = move |zombie: &Stat| {
+            if zombie.session == me && zombie.pgrp != me {
+                os::kill_group_of_zombie(zombie.pgrp);
+            }
+        };
+        self.bury_and(&strike, tell)
+    }
+
+    fn bury_and(&mut self, before_reaping: &dyn Fn(&Stat), tell: Tell<'_>) -> bool {
+        let mut unexpected = false;
         if self.stance == Stance::Keeper {
             while let Some(pid) = os::peek_dead_child() {
                 let stat = proc::stat(pid);
+                if let Some(stat) = &stat {
+                    before_reaping(stat);
+                }
                 let Some(how) = os::reap_child(pid) else { break };
+                unexpected |= !self.members.contains_key(&pid);
                 self.bury_child(pid, stat, how, tell);
             }
         }
@@ -263,6 +284,7 @@ impl Tree {
             self.strangers.insert(pid, last.id.start);
             tell(self.exited(&last, how));
         }
+        unexpected
     }
 
     fn bury_child(&mut self, pid: i32, stat: Option<Stat>, how: ExitHow, tell: Tell<'_>) {
@@ -275,6 +297,7 @@ impl Tree {
                 tell(seen(&stat));
                 tell(self.exited(&stat, how));
             }
+            self.last_reaped = Some(stat);
         }
         self.strangers.remove(&pid);
     }
