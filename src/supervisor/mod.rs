@@ -9,5 +9,7 @@ pub mod machine;
 pub mod os;
 pub mod port;
 pub mod preflight;
+pub mod proc;
 pub mod reap;
 pub mod state;
+pub mod run_id;
