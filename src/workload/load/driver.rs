@@ -91,7 +91,10 @@ pub async fn run(
 }
 
 /// Runs any schedule; see [`run`]. `seeds` are those of shape and words.
-#[expect(clippy::too_many_arguments, reason = "each is a different thing, and there is one caller per command")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a different thing, and there is one caller per command"
+)]
 pub async fn run_schedule(
     target: &Target,
     schedule: Schedule,
@@ -148,9 +151,11 @@ pub async fn run_schedule(
     context.ended = wall_now();
     context.client = done.client;
     let totals = done.tally.finish(done.incomplete);
-    let json = result::json(&schedule, &totals, &context).map_err(|e| format!("write benchmark.json: {e}"))?;
+    let json =
+        result::json(&schedule, &totals, &context).map_err(|e| format!("write benchmark.json: {e}"))?;
     write_file(&files.benchmark_json, &json)?;
-    let saved = files.benchmark_json.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let saved =
+        files.benchmark_json.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     write_file(&files.benchmark_log, &(head + &result::log_tail(&totals, &saved)))?;
     Ok(totals.summary())
 }
@@ -199,8 +204,6 @@ struct Shared {
     recorder: Recorder,
     client: Client,
     limits: Limits,
-    /// Told when a request ends.
-    ended: tokio::sync::Notify,
 }
 
 impl Job {
@@ -227,7 +230,6 @@ impl Job {
             recorder,
             client,
             limits: self.limits,
-            ended: tokio::sync::Notify::new(),
         });
         let (shots, mut due) = mpsc::unbounded_channel();
         let (alive, gone) = channel::<()>();
@@ -248,7 +250,7 @@ impl Job {
         let mut probe = Probe::new(start);
         let mut drain_until: Option<Instant> = None;
         let incomplete = loop {
-            if drain_until.is_some() && shared.open.borrow().is_empty() {
+            if drain_until.is_some() && tasks.is_empty() {
                 break None;
             }
             tokio::select! {
@@ -259,7 +261,7 @@ impl Job {
                     Some(shot) => { tasks.spawn_local(send(Rc::clone(&shared), shot)); }
                     None => drain_until = Some(instant_now() + self.drain),
                 },
-                () = shared.ended.notified() => { while tasks.try_join_next().is_some() {} }
+                Some(_) = tasks.join_next() => {}
                 _ = tick.tick() => {
                     let progress = shared.tally.borrow().progress();
                     let _ = self.news.send(EventKind::LoadProgressed(progress));
@@ -292,7 +294,6 @@ impl Shared {
         self.open.borrow_mut().remove(&record.id);
         self.tally.borrow_mut().ended(&record);
         self.recorder.record(record);
-        self.ended.notify_one();
     }
 
     /// Closes the book on whatever is still open.
@@ -340,7 +341,10 @@ async fn send(shared: Rc<Shared>, shot: Shot) {
                     fault.get_or_insert(Fault::new(ErrorClass::StreamError, format!("{code}{message}")));
                 }
                 Seen::Event(Meaning::Unreadable) => {
-                    fault.get_or_insert(Fault::new(ErrorClass::BadResponse, "an event that is not a completion"));
+                    fault.get_or_insert(Fault::new(
+                        ErrorClass::BadResponse,
+                        "an event that is not a completion",
+                    ));
                 }
             }
         })
@@ -436,8 +440,11 @@ impl Pacer {
         };
         // Writing numbers and strings into memory cannot fail.
         let body = serde_json::to_vec(&body).unwrap_or_default();
-        let headers =
-            self.target.api_key.as_ref().map_or(String::new(), |key| format!("authorization: Bearer {key}\r\n"));
+        let headers = self
+            .target
+            .api_key
+            .as_ref()
+            .map_or(String::new(), |key| format!("authorization: Bearer {key}\r\n"));
         self.endpoint.post("/v1/completions", &headers, &body)
     }
 }
@@ -465,7 +472,8 @@ impl Probe {
         let loop_lag_ms = self.late.finish().latency();
         let mut warnings = Vec::new();
         if cpu_pct.is_some_and(|pct| pct > 80.0) {
-            warnings.push("the client used more than 80 % of a core: it may have been the bottleneck".to_owned());
+            warnings
+                .push("the client used more than 80 % of a core: it may have been the bottleneck".to_owned());
         }
         if loop_lag_ms.n > 0 && loop_lag_ms.p99 > 20.0 {
             warnings.push(format!(

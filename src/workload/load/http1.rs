@@ -184,7 +184,10 @@ impl Decoder {
         }
         let rest = line[digits..].trim_ascii();
         if digits == 0 || !(rest.is_empty() || rest[0] == b';') {
-            return Err(format!("not a chunk size: {:?}", String::from_utf8_lossy(&line[..line.len().min(40)])));
+            return Err(format!(
+                "not a chunk size: {:?}",
+                String::from_utf8_lossy(&line[..line.len().min(40)])
+            ));
         }
         self.state = if size == 0 { State::Trailer } else { State::ChunkData(size) };
         Ok(())

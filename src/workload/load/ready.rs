@@ -150,7 +150,8 @@ async fn model_of(
     if !status.is_success() {
         return Err(format!("get {url}: status {status}"));
     }
-    let list: Value = serde_json::from_slice(&body).map_err(|e| format!("{url} did not answer with JSON: {e}"))?;
+    let list: Value =
+        serde_json::from_slice(&body).map_err(|e| format!("{url} did not answer with JSON: {e}"))?;
     let models = list.get("data").and_then(Value::as_array).cloned().unwrap_or_default();
     let ids: Vec<&str> = models.iter().filter_map(|m| m.get("id")?.as_str()).collect();
     if ids.is_empty() {

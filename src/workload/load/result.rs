@@ -174,7 +174,8 @@ fn percentile(sorted: &Sorted, percent: f64) -> Option<f64> {
 
 fn flat_keys(totals: &Totals) -> BTreeMap<String, Option<f64>> {
     let mut flat = BTreeMap::new();
-    for (name, sorted) in [("ttft", &totals.all.ttft), ("tpot", &totals.all.tpot), ("e2el", &totals.all.e2el)] {
+    for (name, sorted) in [("ttft", &totals.all.ttft), ("tpot", &totals.all.tpot), ("e2el", &totals.all.e2el)]
+    {
         let known = !sorted.is_empty();
         flat.insert(format!("mean_{name}_ms"), known.then(|| sorted.mean()));
         flat.insert(format!("median_{name}_ms"), percentile(sorted, 50.0));
@@ -214,7 +215,8 @@ fn by_workload(sums: &Sums) -> ByWorkload {
 
 /// The text of `benchmark.json`.
 pub fn json(schedule: &Schedule, totals: &Totals, context: &Context) -> Result<String, serde_json::Error> {
-    let naive = |t: jiff::Timestamp| context.zone.to_datetime(t).strftime("%Y-%m-%dT%H:%M:%S%.6f").to_string();
+    let naive =
+        |t: jiff::Timestamp| context.zone.to_datetime(t).strftime("%Y-%m-%dT%H:%M:%S%.6f").to_string();
     let all = &totals.all;
     let span = match (schedule.requests.first(), schedule.requests.last()) {
         (Some(_), Some(_)) => schedule.duration.min(totals.duration).as_secs_f64(),

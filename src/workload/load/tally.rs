@@ -211,7 +211,11 @@ impl Tally {
         Totals {
             duration: self.last_ended.saturating_sub(self.first_sent.unwrap_or(self.last_ended)),
             all: self.all.finish(),
-            by_workload: self.names.into_iter().zip(self.by_workload.into_iter().map(Group::finish)).collect(),
+            by_workload: self
+                .names
+                .into_iter()
+                .zip(self.by_workload.into_iter().map(Group::finish))
+                .collect(),
             gaps: self.gaps,
             series: self.series.finish(),
             lag: self.lag.finish(),

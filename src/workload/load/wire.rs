@@ -38,7 +38,9 @@ impl Endpoint {
     pub fn parse(url: &str) -> Result<Self, String> {
         let url = url.trim();
         if url.starts_with("https://") {
-            return Err(format!("{url}: https is not supported for the load; give the server's http address"));
+            return Err(format!(
+                "{url}: https is not supported for the load; give the server's http address"
+            ));
         }
         let rest = url.strip_prefix("http://").ok_or_else(|| {
             format!("{url:?} is not a server address: it must look like http://127.0.0.1:8000")
@@ -153,7 +155,8 @@ impl Client {
     ) -> Result<(), Fault> {
         let began = instant_now();
         let deadline = began + limits.total;
-        let timer = tokio::time::sleep_until(deadline.min(began + limits.idle.unwrap_or(limits.total)).into());
+        let timer =
+            tokio::time::sleep_until(deadline.min(began + limits.idle.unwrap_or(limits.total)).into());
         tokio::pin!(timer);
         let (mut stream, used) = tokio::select! {
             connection = self.connect() => connection?,
@@ -192,7 +195,8 @@ impl Client {
                 Read::Bad(fault) => return Err(fault),
                 Read::Closed if answer.decoder.close() => break,
                 Read::Closed => {
-                    let when = if answer.decoder.head().is_some() { "in mid-answer" } else { "before an answer" };
+                    let when =
+                        if answer.decoder.head().is_some() { "in mid-answer" } else { "before an answer" };
                     let reused = if used { " (a reused connection)" } else { "" };
                     return Err(Fault::new(ErrorClass::Reset, format!("connection closed {when}{reused}")));
                 }
@@ -234,7 +238,12 @@ struct Answer {
 }
 
 impl Answer {
-    fn push(&mut self, bytes: &[u8], at: Instant, seen: &mut impl FnMut(Instant, Seen)) -> Result<Progress, Fault> {
+    fn push(
+        &mut self,
+        bytes: &[u8],
+        at: Instant,
+        seen: &mut impl FnMut(Instant, Seen),
+    ) -> Result<Progress, Fault> {
         let bad = |error: String| Fault::new(ErrorClass::BadResponse, error);
         let Self { decoder, events, body, told } = self;
         let mut broken = None;
