@@ -6,11 +6,10 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use std::time::Duration;
 use varcas_guard::workload::load::arrivals::Arrivals;
-use varcas_guard::workload::load::driver::{LoadFiles, Target, run_schedule};
+use varcas_guard::workload::load::driver::{Limits, Load, LoadFiles, Target, run_load};
 use varcas_guard::workload::load::mix::{Length, Mix, Shape, Template, Workload};
 use varcas_guard::workload::load::prompt::TokenModel;
 use varcas_guard::workload::load::schedule::Schedule;
-use varcas_guard::workload::load::wire::Limits;
 
 fn cpu() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_SELF).expect("a process can ask for its own usage");
@@ -35,13 +34,13 @@ fn main() {
     let fixed = |tokens: f64| Length { shape: Shape::Fixed { tokens: tokens as u32 }, min: 1, max: 1 << 20 };
     let mix = Mix {
         name: "fixed".to_owned(),
-        workloads: vec![Workload {
-            name: "fixed".to_owned(),
-            weight: 1.0,
-            input: fixed(input),
-            output: fixed(output),
-            template: Template::Plain,
-        }],
+        workloads: vec![Workload::simple(
+            "fixed",
+            1.0,
+            fixed(input),
+            fixed(output),
+            Template::parse("plain").expect("a built-in template"),
+        )],
     };
     let schedule =
         Schedule::draw(mix, Arrivals::Constant { rate }, Duration::from_secs_f64(seconds), 1 << 20, 1)
@@ -61,13 +60,15 @@ fn main() {
         benchmark_log: dir.path().join("benchmark_output.log"),
     };
     let (_keep, stop) = tokio::sync::watch::channel(false);
-    let limits = Limits { total: Duration::from_secs(300), idle: None };
+    let load = Load {
+        limits: Limits { total: Duration::from_secs(300), idle: None },
+        drain: Duration::from_secs(60),
+        ..Load::new(schedule, 1, 1)
+    };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
     let (before, base) = (cpu(), resident_kib("VmRSS"));
-    let summary = runtime
-        .block_on(run_schedule(&target, schedule, (1, 1), limits, Duration::from_secs(60), &files, stop, |_| {}))
-        .expect("the load runs");
+    let summary = runtime.block_on(run_load(&target, load, &files, stop, |_| {})).expect("the load runs");
     let spent = cpu() - before;
     let result: serde_json::Value =
         serde_json::from_slice(&std::fs::read(files.benchmark_json).expect("a result")).expect("JSON");

@@ -151,14 +151,14 @@ fn nonsense_is_refused_before_the_first_request() {
 #[test]
 fn prompts_have_the_shapes_of_the_harness() {
     let model = TokenModel::default();
-    let of = |template| prompt::build(&template, 100, &model, 42, 0);
-    let chat = of(Template::Chat);
+    let of = |name| prompt::build(&Template::parse(name).unwrap(), 100, &model, 42, 0);
+    let chat = of("chat");
     assert!(chat.starts_with("User: ") && chat.ends_with(".\nAssistant:"), "{chat}");
     assert_eq!(chat.len(), "User: ".len() + 400 + 1 + "\nAssistant:".len());
-    let rag = of(Template::Rag);
+    let rag = of("rag");
     let (context, question) = rag.strip_prefix("Context: ").unwrap().split_once("\n\nQuestion: ").unwrap();
     assert_eq!((context.len(), question.len()), (321, 81));
-    let code = of(Template::Code);
+    let code = of("code");
     let (file, task) = code.strip_prefix("# File context:\n# ").unwrap().split_once("\n\n# Task: ").unwrap();
     assert_eq!((file.len(), task.len()), (281, 122));
 }
@@ -166,7 +166,8 @@ fn prompts_have_the_shapes_of_the_harness() {
 #[test]
 fn two_requests_share_no_prefix_beyond_their_template_and_another_seed_changes_the_words() {
     let model = TokenModel::default();
-    let words = |seed, id| prompt::build(&Template::Plain, 50, &model, seed, id);
+    let plain = Template::parse("plain").unwrap();
+    let words = |seed, id| prompt::build(&plain, 50, &model, seed, id);
     assert_eq!(words(1, 1), words(1, 1));
     assert_ne!(words(1, 1), words(2, 1));
     let mut heads: Vec<String> = (0..1000).map(|id| words(1, id)[..40].to_owned()).collect();

@@ -7,14 +7,16 @@
 use super::arrivals::Arrivals;
 use super::mix::Mix;
 use super::outcome::{ErrorClass, Fault, Record};
-use super::prompt::{self, TokenModel};
+use super::pacer::{Pacer, Shot};
+use super::ready;
 use super::recorder::Recorder;
 use super::result::{self, Client as ClientHealth, Context};
-use super::schedule::{Planned, Schedule};
+use super::schedule::Schedule;
+pub use super::spec::{Api, Limits, Load, LoadFiles, Target};
 use super::stats::Samples;
 use super::stream::Meaning;
 use super::tally::Tally;
-use super::wire::{Client, Endpoint, Limits, Seen};
+use super::wire::{Client, Endpoint, Seen};
 use crate::config::LoadPlan;
 use crate::event::{BenchSummary, EventKind};
 use crate::time::{instant_now, wall_now};
@@ -23,7 +25,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
@@ -31,45 +33,6 @@ use tokio::sync::{mpsc, watch};
 const TICK: Duration = Duration::from_secs(1);
 /// A timer of the streaming thread is watched this often to see how late it fires.
 const LAG_PROBE: Duration = Duration::from_millis(50);
-
-/// Where the load goes.
-#[derive(Clone, PartialEq)]
-pub struct Target {
-    /// `http://host:port`, with a prefix if the server has one.
-    pub base_url: String,
-    /// The name to send.
-    pub model: String,
-    /// Context length.
-    pub max_model_len: u32,
-    /// Whether the server told it.
-    pub context_detected: bool,
-    /// How text turns into tokens.
-    pub tokens: TokenModel,
-    /// Sent as a bearer token.
-    pub api_key: Option<String>,
-}
-
-impl std::fmt::Debug for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Target")
-            .field("base_url", &self.base_url)
-            .field("model", &self.model)
-            .field("max_model_len", &self.max_model_len)
-            .field("api_key", &self.api_key.as_ref().map(|_| "..."))
-            .finish_non_exhaustive()
-    }
-}
-
-/// Where the results go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LoadFiles {
-    /// One line a request, written as they end.
-    pub requests: PathBuf,
-    /// The result for programs.
-    pub benchmark_json: PathBuf,
-    /// The result in the words of the user's harness.
-    pub benchmark_log: PathBuf,
-}
 
 /// Runs the user's mixed workload as the plan says and writes its results. The shape of the load (arrivals, mix, lengths)
 /// comes from `plan.seed`, the words from `seed`: give each attempt another `seed`, or it measures the prefix cache.
@@ -87,27 +50,22 @@ pub async fn run(
     let arrivals = Arrivals::Poisson { rate: plan.rate };
     let schedule = Schedule::draw(Mix::mixed(), arrivals, plan.duration, target.max_model_len, plan.seed)?;
     let limits = Limits { total: plan.request_timeout, idle: None };
-    run_schedule(target, schedule, (plan.seed, seed), limits, plan.drain, files, stop, events).await
+    let load = Load { limits, drain: plan.drain, ..Load::new(schedule, plan.seed, seed) };
+    run_load(target, load, files, stop, events).await
 }
 
-/// Runs any schedule; see [`run`]. `seeds` are those of shape and words.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "each is a different thing, and there is one caller per command"
-)]
-pub async fn run_schedule(
+/// Runs any load; see [`run`].
+pub async fn run_load(
     target: &Target,
-    schedule: Schedule,
-    seeds: (u64, u64),
-    limits: Limits,
-    drain: Duration,
+    load: Load,
     files: &LoadFiles,
     stop: watch::Receiver<bool>,
     events: impl Fn(EventKind) + Send,
 ) -> Result<BenchSummary, String> {
     let endpoint = Endpoint::parse(&target.base_url)?;
-    let names = schedule.mix.workloads.iter().map(|w| w.name.clone()).collect();
+    let names = load.schedule.mix.workloads.iter().map(|w| w.name.clone()).collect();
     let recorder = Recorder::start(&files.requests, names)?;
+    let cache_before = ready::prefix_cache(&target.base_url).await;
     let mut context = Context {
         started: wall_now(),
         ended: wall_now(),
@@ -116,26 +74,17 @@ pub async fn run_schedule(
         model: target.model.clone(),
         context_detected: target.context_detected,
         chars_per_token: (target.tokens.chars_per_token(), target.tokens.is_measured()),
-        seed: seeds.1,
-        shape_seed: seeds.0,
         client: ClientHealth::default(),
+        prefix_cache_hit_rate: None,
     };
-    let head = result::log_head(&schedule, &context);
+    let head = result::log_head(&load, &context);
     write_file(&files.benchmark_log, &head)?;
-    events(EventKind::LoadStarted { planned: schedule.requests.len() as u64, seed: seeds.1 });
+    let planned = load.schedule.requests.len() as u64;
+    events(EventKind::LoadStarted { planned, seed: load.word_seed });
 
-    let schedule = Arc::new(schedule);
+    let load = Arc::new(load);
     let (news, mut inbox) = mpsc::unbounded_channel();
-    let job = Job {
-        target: target.clone(),
-        endpoint,
-        schedule: Arc::clone(&schedule),
-        seed: seeds.1,
-        limits,
-        drain,
-        stop,
-        news,
-    };
+    let job = Job { target: target.clone(), endpoint, load: Arc::clone(&load), stop, news };
     let thread = std::thread::Builder::new()
         .name("load-streamer".to_owned())
         .spawn(move || job.stream(recorder))
@@ -150,13 +99,16 @@ pub async fn run_schedule(
     }
     context.ended = wall_now();
     context.client = done.client;
+    if let (Some(before), Some(after)) = (cache_before, ready::prefix_cache(&target.base_url).await) {
+        let queries = after.0 - before.0;
+        context.prefix_cache_hit_rate = (queries > 0.0).then(|| (after.1 - before.1) / queries);
+    }
     let totals = done.tally.finish(done.incomplete);
-    let json =
-        result::json(&schedule, &totals, &context).map_err(|e| format!("write benchmark.json: {e}"))?;
+    let json = result::json(&load, &totals, &context).map_err(|e| format!("write benchmark.json: {e}"))?;
     write_file(&files.benchmark_json, &json)?;
     let saved =
         files.benchmark_json.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    write_file(&files.benchmark_log, &(head + &result::log_tail(&totals, &saved)))?;
+    write_file(&files.benchmark_log, &(head + &result::log_tail(&totals, &context, &saved)))?;
     Ok(totals.summary())
 }
 
@@ -174,10 +126,7 @@ fn write_file(path: &Path, text: &str) -> Result<(), String> {
 struct Job {
     target: Target,
     endpoint: Endpoint,
-    schedule: Arc<Schedule>,
-    seed: u64,
-    limits: Limits,
-    drain: Duration,
+    load: Arc<Load>,
     stop: watch::Receiver<bool>,
     news: mpsc::UnboundedSender<EventKind>,
 }
@@ -190,12 +139,6 @@ struct Streamed {
     recorded: Result<(), String>,
 }
 
-/// A request ready to be sent.
-struct Shot {
-    planned: Planned,
-    request: Vec<u8>,
-}
-
 /// What all tasks of the streaming thread share.
 struct Shared {
     start: Instant,
@@ -204,6 +147,8 @@ struct Shared {
     recorder: Recorder,
     client: Client,
     limits: Limits,
+    /// In a closed loop a request is meant to be sent when it can be.
+    closed: bool,
 }
 
 impl Job {
@@ -221,24 +166,29 @@ impl Job {
 
     async fn serve(mut self, recorder: Recorder) -> Result<Streamed, String> {
         let client = Client::new(&self.endpoint).await?;
+        let streams = self.load.schedule.arrivals.streams();
+        let closed = streams.is_some();
+        let most = streams.or(self.load.max_concurrency).map_or(usize::MAX, |n| n as usize);
         let cpu = thread_cpu();
         let start = instant_now();
         let shared = Rc::new(Shared {
             start,
-            tally: RefCell::new(Tally::new(&self.schedule)),
+            tally: RefCell::new(Tally::new(&self.load.schedule, self.load.slo)),
             open: RefCell::default(),
             recorder,
             client,
-            limits: self.limits,
+            limits: self.load.limits,
+            closed,
         });
-        let (shots, mut due) = mpsc::unbounded_channel();
+        let (shots, mut due) =
+            mpsc::channel(if closed { 256 } else { self.load.schedule.requests.len().max(1) });
         let (alive, gone) = channel::<()>();
         let pacer = Pacer {
             target: self.target.clone(),
             endpoint: self.endpoint.clone(),
-            schedule: Arc::clone(&self.schedule),
-            seed: self.seed,
+            load: Arc::clone(&self.load),
             start,
+            talks: HashMap::new(),
         };
         let pacer = std::thread::Builder::new()
             .name("load-pacer".to_owned())
@@ -249,6 +199,8 @@ impl Job {
         let mut tick = tokio::time::interval_at((start + TICK).into(), TICK);
         let mut probe = Probe::new(start);
         let mut drain_until: Option<Instant> = None;
+        // Only a closed loop ends by the clock; a schedule ends with its last request.
+        let send_until = closed.then(|| start + self.load.schedule.duration);
         let incomplete = loop {
             if drain_until.is_some() && tasks.is_empty() {
                 break None;
@@ -257,9 +209,13 @@ impl Job {
                 biased;
                 () = stopped(&mut self.stop) => break Some("it was stopped".to_owned()),
                 () = self.news.closed() => break Some("nobody waits for it any more".to_owned()),
-                shot = due.recv(), if drain_until.is_none() => match shot {
+                () = until(send_until), if drain_until.is_none() => {
+                    due.close();
+                    drain_until = Some(instant_now() + self.load.drain);
+                }
+                shot = due.recv(), if drain_until.is_none() && tasks.len() < most => match shot {
                     Some(shot) => { tasks.spawn_local(send(Rc::clone(&shared), shot)); }
-                    None => drain_until = Some(instant_now() + self.drain),
+                    None => drain_until = Some(instant_now() + self.load.drain),
                 },
                 Some(_) = tasks.join_next() => {}
                 _ = tick.tick() => {
@@ -271,6 +227,7 @@ impl Job {
             }
         };
         drop(alive);
+        drop(due);
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
         shared.cancel_open(incomplete.as_deref().unwrap_or("the drain was over"));
@@ -315,6 +272,9 @@ async fn send(shared: Rc<Shared>, shot: Shot) {
     let mut record = Record::new(planned.id, planned.workload, planned.at, planned.input, planned.output);
     let start = shared.start;
     record.sent = instant_now().duration_since(start);
+    if shared.closed {
+        record.intended = record.sent;
+    }
     shared.tally.borrow_mut().sent(&record);
     let record = Rc::new(RefCell::new(record));
     shared.open.borrow_mut().insert(planned.id, Rc::clone(&record));
@@ -385,67 +345,6 @@ async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Builds requests ahead and hands each over at its moment.
-struct Pacer {
-    target: Target,
-    endpoint: Endpoint,
-    schedule: Arc<Schedule>,
-    seed: u64,
-    start: Instant,
-}
-
-#[derive(serde::Serialize)]
-struct Body<'a> {
-    model: &'a str,
-    prompt: &'a str,
-    max_tokens: u32,
-    temperature: f64,
-    seed: u64,
-    stream: bool,
-    stream_options: StreamOptions,
-}
-
-#[derive(serde::Serialize)]
-struct StreamOptions {
-    include_usage: bool,
-}
-
-impl Pacer {
-    fn pace(self, shots: &mpsc::UnboundedSender<Shot>, gone: &std::sync::mpsc::Receiver<()>) {
-        for planned in &self.schedule.requests {
-            let shot = Shot { planned: *planned, request: self.request(planned) };
-            let wait = (self.start + planned.at).saturating_duration_since(instant_now());
-            // The other side never sends: it is dropped when the load is over, and that ends the wait at once.
-            if gone.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) || shots.send(shot).is_err() {
-                return;
-            }
-        }
-    }
-
-    fn request(&self, planned: &Planned) -> Vec<u8> {
-        let workload = &self.schedule.mix.workloads[usize::from(planned.workload)];
-        let prompt =
-            prompt::build(&workload.template, planned.input, &self.target.tokens, self.seed, planned.id);
-        let body = Body {
-            model: &self.target.model,
-            prompt: &prompt,
-            max_tokens: planned.output,
-            temperature: 0.0,
-            seed: 42,
-            stream: true,
-            stream_options: StreamOptions { include_usage: true },
-        };
-        // Writing numbers and strings into memory cannot fail.
-        let body = serde_json::to_vec(&body).unwrap_or_default();
-        let headers = self
-            .target
-            .api_key
-            .as_ref()
-            .map_or(String::new(), |key| format!("authorization: Bearer {key}\r\n"));
-        self.endpoint.post("/v1/completions", &headers, &body)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Is the server there, what does it serve, and is it warm? An edge; only control requests, so reqwest.
 
-use super::driver::Target;
-use super::prompt::{self, TokenModel};
+use super::mix::{Mix, Template};
+use super::prompt::{self, TokenModel, WORDS};
+use super::spec::Target;
 use super::stream::{Meaning, SseParser, Usage, interpret, read_error};
 use crate::time::instant_now;
 use serde_json::{Value, json};
@@ -85,7 +86,7 @@ pub async fn wait_ready(base_url: &str, model: Option<&str>) -> Result<ReadyInfo
         info.has_usage = false;
         info.notes.push("the server sends no usage with a stream: token counts will be unknown".to_owned());
     }
-    match calibrate(&client, &info.base_url, &info.model).await {
+    match calibrate(&info.base_url, &info.model, &Mix::mixed()).await {
         Ok(tokens) => info.tokens = tokens,
         Err(why) => {
             info.notes.push(format!("prompt lengths assume 4 characters a token: {why}"));
@@ -98,12 +99,13 @@ pub async fn wait_ready(base_url: &str, model: Option<&str>) -> Result<ReadyInfo
 /// Returns how many, and the slowest.
 pub async fn warm_up(target: &Target, n: u32) -> Result<(u32, Duration), String> {
     let client = client()?;
+    let template = Template::parse("chat")?;
     let mut slowest = Duration::ZERO;
     let output = 16.min(target.max_model_len / 4).max(1);
     let input = 32.min(target.max_model_len / 4).max(1);
     for index in 0..n {
         let temperature = if index == 1 { 1.0 } else { 0.0 };
-        let words = prompt::build(&super::mix::Template::Chat, input, &target.tokens, u64::MAX, index);
+        let words = prompt::build(&template, input, &target.tokens, u64::MAX, index);
         let began = instant_now();
         complete(&client, target, &words, output, temperature)
             .await
@@ -212,27 +214,90 @@ async fn complete(
     }
 }
 
-/// Has the server count the tokens of a text like our prompts.
-async fn calibrate(client: &reqwest::Client, base: &str, model: &str) -> Result<TokenModel, String> {
-    let url = format!("{base}/tokenize");
+/// How often a word is repeated to see what it costs in the middle of a text.
+const REPEATS: usize = 16;
+/// Prompts of each template that are counted to see what stands around its words.
+const TRIALS: u32 = 5;
+
+/// Has the server count tokens: of a text like our prompts, of every word, and of every template of the mix. After that,
+/// prompts have their length in the server's own tokens.
+pub async fn calibrate(base_url: &str, model: &str, mix: &Mix) -> Result<TokenModel, String> {
+    let counter = Counter { client: client()?, url: format!("{}/tokenize", base(base_url)?), model };
     let text = prompt::sample(7);
-    let body = json!({"model": model, "prompt": text, "add_special_tokens": false});
-    let answer = client
-        .post(&url)
-        .timeout(PROBE_TIMEOUT * 6)
-        .json(&body)
-        .send()
-        .await
-        .map_err(|e| format!("post {url}: {}", chain(&e)))?;
+    let tokens = counter.count(&text, false).await?;
+    let mut measured = TokenModel::measured(text.len(), tokens);
+    let mut costs = Vec::with_capacity(WORDS.len());
+    for word in WORDS {
+        let tokens = counter.count(&vec![word; REPEATS].join(" "), false).await?;
+        costs.push(((tokens as f64 / REPEATS as f64).round() as u32).max(1));
+    }
+    measured = measured.with_costs(costs);
+    for workload in mix.workloads.iter().filter(|w| w.examples.is_empty()) {
+        let template = &workload.template;
+        measured.set_around(template, 0);
+        let asked = 100;
+        let mut around = Vec::new();
+        for id in 0..TRIALS {
+            let text = prompt::build(template, asked, &measured, 7, id);
+            around.push((counter.count(&text, true).await? as u32).saturating_sub(asked));
+        }
+        around.sort_unstable();
+        measured.set_around(template, around[around.len() / 2]);
+    }
+    Ok(measured)
+}
+
+struct Counter<'a> {
+    client: reqwest::Client,
+    url: String,
+    model: &'a str,
+}
+
+impl Counter<'_> {
+    async fn count(&self, text: &str, special: bool) -> Result<usize, String> {
+        let url = &self.url;
+        let body = json!({"model": self.model, "prompt": text, "add_special_tokens": special});
+        let answer = self
+            .client
+            .post(url)
+            .timeout(PROBE_TIMEOUT * 6)
+            .json(&body)
+            .send()
+            .await
+            .map_err(|e| format!("post {url}: {}", chain(&e)))?;
+        if !answer.status().is_success() {
+            return Err(format!("{url} answered with status {}", answer.status().as_u16()));
+        }
+        let value: Value = answer.json().await.map_err(|e| format!("read {url}: {}", chain(&e)))?;
+        let count = value.get("count").and_then(Value::as_u64).unwrap_or(0) as usize;
+        if count == 0 || count > text.len() + 8 {
+            return Err(format!("{url} counted {count} tokens in {} characters", text.len()));
+        }
+        Ok(count)
+    }
+}
+
+/// Prompt tokens the server looked up in its prefix cache, and those it found, since it started.
+pub async fn prefix_cache(base_url: &str) -> Option<(f64, f64)> {
+    let url = format!("{}/metrics", base(base_url).ok()?);
+    let answer = client().ok()?.get(url).timeout(PROBE_TIMEOUT).send().await.ok()?;
     if !answer.status().is_success() {
-        return Err(format!("{url} answered with status {}", answer.status().as_u16()));
+        return None;
     }
-    let value: Value = answer.json().await.map_err(|e| format!("read {url}: {}", chain(&e)))?;
-    let count = value.get("count").and_then(Value::as_u64).unwrap_or(0) as usize;
-    if count == 0 || count > text.len() {
-        return Err(format!("{url} counted {count} tokens in {} characters", text.len()));
-    }
-    Ok(TokenModel::measured(text.len(), count))
+    let text = answer.text().await.ok()?;
+    Some((sum(&text, "vllm:prefix_cache_queries_total")?, sum(&text, "vllm:prefix_cache_hits_total")?))
+}
+
+/// The sum of a counter over its labels, in the text format of Prometheus.
+fn sum(text: &str, name: &str) -> Option<f64> {
+    let values = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        if !rest.starts_with(['{', ' ']) {
+            return None;
+        }
+        rest.rsplit(' ').next()?.parse::<f64>().ok()
+    });
+    values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }
 
 /// An error with its causes; reqwest's own text hides the one that matters.

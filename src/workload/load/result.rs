@@ -3,9 +3,10 @@
 //! One file serves three kinds of readers: vLLM's flat keys at the top (dashboards), the names of the user's harness
 //! (`metrics`, `config`, ...), and our own. An unknown number is `null`, never 0.
 
-use super::arrivals::Arrivals;
-use super::schedule::{CONTEXT_MARGIN, Schedule};
+use super::schedule::CONTEXT_MARGIN;
+use super::spec::{Api, Load as Spec};
 use super::stats::{Second, Sorted};
+use super::steady::{Interval, Window, bootstrap};
 use super::tally::{Sums, Totals};
 use crate::event::Latency;
 use serde::Serialize;
@@ -22,7 +23,7 @@ pub struct Context {
     pub started: jiff::Timestamp,
     /// When it ended.
     pub ended: jiff::Timestamp,
-    /// The name of the user's time zone as an offset is not needed: the harness writes naive local time.
+    /// For naive local time, which the harness and vLLM write.
     pub zone: jiff::tz::TimeZone,
     /// Where requests went.
     pub base_url: String,
@@ -32,12 +33,10 @@ pub struct Context {
     pub context_detected: bool,
     /// Characters a token, and whether the server was asked.
     pub chars_per_token: (f64, bool),
-    /// Seed of the words.
-    pub seed: u64,
-    /// Seed of the shape.
-    pub shape_seed: u64,
     /// How the client itself fared.
     pub client: Client,
+    /// Share of the prompt tokens that the server found in its prefix cache, if it says.
+    pub prefix_cache_hit_rate: Option<f64>,
 }
 
 /// How the client itself fared; a client that was the bottleneck makes the numbers worthless.
@@ -60,9 +59,9 @@ struct File<'a> {
     model_id: &'a str,
     tokenizer_id: &'a str,
     num_prompts: u64,
-    request_rate: f64,
+    request_rate: Option<f64>,
     burstiness: Option<f64>,
-    max_concurrency: Option<u64>,
+    max_concurrency: Option<u32>,
     duration: f64,
     completed: u64,
     failed: u64,
@@ -92,14 +91,18 @@ struct File<'a> {
     errors: &'a BTreeMap<String, u64>,
     error_examples: &'a BTreeMap<String, String>,
     load: Load<'a>,
+    slo_ms: SloMs,
+    steady_state: Option<Steady>,
+    confidence: BTreeMap<String, Interval>,
+    prefix_cache_hit_rate: Option<f64>,
     timeseries: &'a [Second],
 }
 
 #[derive(Serialize)]
 struct Config<'a> {
     arrival_process: &'static str,
-    target_rps: f64,
-    concurrency: Option<u64>,
+    target_rps: Option<f64>,
+    concurrency: Option<u32>,
     duration_seconds: f64,
     open_loop: bool,
     workloads: Vec<ConfigWorkload<'a>>,
@@ -155,7 +158,7 @@ struct ByWorkload {
 
 #[derive(Serialize)]
 struct Load<'a> {
-    requested_rate: f64,
+    requested_rate: Option<f64>,
     achieved_rate: Option<f64>,
     planned: u64,
     clamped: u32,
@@ -166,6 +169,71 @@ struct Load<'a> {
     pieces: u64,
     without_usage: u64,
     client: &'a Client,
+}
+
+#[derive(Serialize)]
+struct SloMs {
+    ttft: Option<f64>,
+    tpot: Option<f64>,
+    e2el: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Steady {
+    #[serde(flatten)]
+    window: Window,
+    completed: u64,
+    request_throughput: f64,
+    output_throughput: f64,
+    ttft_ms: Latency,
+    tpot_ms: Latency,
+    e2el_ms: Latency,
+}
+
+fn steady(totals: &Totals) -> Option<Steady> {
+    let window = totals.steady()?;
+    let part = totals.part(&window);
+    Some(Steady {
+        window,
+        completed: part.completed,
+        request_throughput: part.request_throughput,
+        output_throughput: part.output_throughput,
+        ttft_ms: part.ttft.latency(),
+        tpot_ms: part.tpot.latency(),
+        e2el_ms: part.e2el.latency(),
+    })
+}
+
+/// 95 % intervals of the headline numbers.
+fn confidence(totals: &Totals) -> BTreeMap<String, Interval> {
+    let mut all = BTreeMap::new();
+    for (name, sorted) in [("ttft", &totals.all.ttft), ("tpot", &totals.all.tpot), ("e2el", &totals.all.e2el)]
+    {
+        if let Some([p50, p99]) = bootstrap(sorted, [50.0, 99.0], 1) {
+            all.insert(format!("median_{name}_ms"), p50);
+            all.insert(format!("p99_{name}_ms"), p99);
+        }
+    }
+    all
+}
+
+/// What makes the result doubtful; empty when nothing does.
+fn warnings(totals: &Totals, context: &Context) -> Vec<String> {
+    let mut warnings = context.client.warnings.clone();
+    if totals.steady().is_some_and(|window| window.growing) {
+        warnings.push("open requests rose to the end: the server did not keep up with the rate".to_owned());
+    }
+    let unknown = totals.all.completed - totals.all.with_usage;
+    if unknown > 0 {
+        warnings.push(format!("{unknown} answers came without usage: their tokens are not counted"));
+    }
+    if let Some(rate) = context.prefix_cache_hit_rate.filter(|rate| *rate >= 0.01) {
+        warnings.push(format!(
+            "{:.0} % of the prompt tokens came from the prefix cache: were these prompts sent before?",
+            rate * 100.0
+        ));
+    }
+    warnings
 }
 
 fn percentile(sorted: &Sorted, percent: f64) -> Option<f64> {
@@ -214,44 +282,39 @@ fn by_workload(sums: &Sums) -> ByWorkload {
 }
 
 /// The text of `benchmark.json`.
-pub fn json(schedule: &Schedule, totals: &Totals, context: &Context) -> Result<String, serde_json::Error> {
+pub fn json(load: &Spec, totals: &Totals, context: &Context) -> Result<String, serde_json::Error> {
     let naive =
         |t: jiff::Timestamp| context.zone.to_datetime(t).strftime("%Y-%m-%dT%H:%M:%S%.6f").to_string();
-    let all = &totals.all;
-    let span = match (schedule.requests.first(), schedule.requests.last()) {
-        (Some(_), Some(_)) => schedule.duration.min(totals.duration).as_secs_f64(),
-        _ => 0.0,
-    };
+    let (all, schedule) = (&totals.all, &load.schedule);
+    let span = schedule.duration.min(totals.sending).as_secs_f64();
+    let ms = |d: Option<std::time::Duration>| d.map(|d| d.as_secs_f64() * 1e3);
+    let client = Client { warnings: warnings(totals, context), ..context.client.clone() };
     let file = File {
         date: context.zone.to_datetime(context.started).strftime("%Y%m%d-%H%M%S").to_string(),
-        endpoint_type: "openai",
-        backend: "openai",
+        endpoint_type: api_name(load.api),
+        backend: api_name(load.api),
         label: None,
         model_id: &context.model,
         tokenizer_id: &context.model,
         num_prompts: all.count(),
         request_rate: schedule.arrivals.rate(),
-        burstiness: match &schedule.arrivals {
-            Arrivals::Poisson { .. } => Some(1.0),
-            Arrivals::Gamma { burstiness, .. } => Some(*burstiness),
-            Arrivals::Constant { .. } => None,
-        },
-        max_concurrency: None,
+        burstiness: schedule.arrivals.burstiness(),
+        max_concurrency: schedule.arrivals.streams().or(load.max_concurrency),
         duration: totals.duration.as_secs_f64(),
         completed: all.completed,
         failed: all.failed,
         total_input_tokens: all.prompt_tokens,
         total_output_tokens: all.output_tokens,
         request_throughput: totals.per_second(all.completed),
-        request_goodput: None,
+        request_goodput: totals.slo.is_set().then(|| totals.per_second(totals.good)),
         output_throughput: totals.per_second(all.output_tokens),
         total_token_throughput: totals.per_second(all.prompt_tokens + all.output_tokens),
         max_output_tokens_per_s: totals.series.iter().map(|s| s.pieces).max().unwrap_or(0),
         max_concurrent_requests: totals.peak_in_flight,
         flat: flat_keys(totals),
-        experiment_id: experiment_id(context),
+        experiment_id: experiment_id(load, context),
         profile_name: &schedule.mix.name,
-        config: config(schedule, context),
+        config: config(load, context),
         start_time: naive(context.started),
         end_time: naive(context.ended),
         metrics: Metrics {
@@ -285,14 +348,19 @@ pub fn json(schedule: &Schedule, totals: &Totals, context: &Context) -> Result<S
             coalesced_pieces: totals.coalesced,
             pieces: totals.progress.chunks,
             without_usage: all.completed - all.with_usage,
-            client: &context.client,
+            client: &client,
         },
+        slo_ms: SloMs { ttft: ms(load.slo.ttft), tpot: ms(load.slo.tpot), e2el: ms(load.slo.e2el) },
+        steady_state: steady(totals),
+        confidence: confidence(totals),
+        prefix_cache_hit_rate: context.prefix_cache_hit_rate,
         timeseries: &totals.series,
     };
     serde_json::to_string_pretty(&file)
 }
 
-fn config<'a>(schedule: &'a Schedule, context: &'a Context) -> Config<'a> {
+fn config<'a>(load: &'a Spec, context: &'a Context) -> Config<'a> {
+    let schedule = &load.schedule;
     let workload = |w: &'a super::mix::Workload| ConfigWorkload {
         name: &w.name,
         kind: &w.name,
@@ -303,12 +371,12 @@ fn config<'a>(schedule: &'a Schedule, context: &'a Context) -> Config<'a> {
     Config {
         arrival_process: schedule.arrivals.name(),
         target_rps: schedule.arrivals.rate(),
-        concurrency: None,
+        concurrency: schedule.arrivals.streams().or(load.max_concurrency),
         duration_seconds: schedule.duration.as_secs_f64(),
-        open_loop: true,
+        open_loop: schedule.arrivals.streams().is_none(),
         workloads: schedule.mix.workloads.iter().map(workload).collect(),
-        seed: context.seed,
-        shape_seed: context.shape_seed,
+        seed: load.word_seed,
+        shape_seed: load.shape_seed,
         context: schedule.context,
         context_margin: CONTEXT_MARGIN,
         chars_per_token: context.chars_per_token.0,
@@ -317,15 +385,23 @@ fn config<'a>(schedule: &'a Schedule, context: &'a Context) -> Config<'a> {
     }
 }
 
+fn api_name(api: Api) -> &'static str {
+    match api {
+        Api::Completions => "openai",
+        Api::Chat => "openai-chat",
+    }
+}
+
 /// Eight hex digits that differ between runs, as in the user's harness.
-fn experiment_id(context: &Context) -> String {
+fn experiment_id(load: &Spec, context: &Context) -> String {
     let nanos = context.started.as_nanosecond() as u64;
     // Fibonacci hashing: neighbouring start times must not give neighbouring ids.
-    format!("{:08x}", (nanos ^ context.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32)
+    format!("{:08x}", (nanos ^ load.word_seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32)
 }
 
 /// The lines of `benchmark_output.log` that are known before the first request.
-pub fn log_head(schedule: &Schedule, context: &Context) -> String {
+pub fn log_head(load: &Spec, context: &Context) -> String {
+    let schedule = &load.schedule;
     let mut text = String::new();
     let _ = if context.context_detected {
         writeln!(text, "Auto-detected model max context: {} tokens", schedule.context)
@@ -335,14 +411,18 @@ pub fn log_head(schedule: &Schedule, context: &Context) -> String {
     let _ = writeln!(text, "Starting load test: {}", schedule.mix.name);
     let _ = writeln!(text, "Model max context: {} tokens (margin: {CONTEXT_MARGIN})", schedule.context);
     let _ = writeln!(text, "Duration: {}s", schedule.duration.as_secs_f64());
-    let _ = writeln!(text, "Mode: Open loop");
-    let _ = writeln!(text, "Temperature: 0.0 (deterministic)");
+    let _ = match schedule.arrivals.streams() {
+        Some(streams) => writeln!(text, "Mode: Closed loop ({streams} streams)"),
+        None => writeln!(text, "Mode: Open loop"),
+    };
+    let how = if load.temperature == 0.0 { "deterministic" } else { "sampled" };
+    let _ = writeln!(text, "Temperature: {:?} ({how})", load.temperature);
     let _ = writeln!(text, "Target: {}", context.base_url);
     text
 }
 
 /// The lines that follow when it is over. `saved` is the name of the result file.
-pub fn log_tail(totals: &Totals, saved: &str) -> String {
+pub fn log_tail(totals: &Totals, context: &Context, saved: &str) -> String {
     let all = &totals.all;
     let mut text = String::new();
     let success = 100.0 * all.completed as f64 / all.count().max(1) as f64;
@@ -368,6 +448,9 @@ pub fn log_tail(totals: &Totals, saved: &str) -> String {
     for (class, count) in &totals.errors {
         let example = totals.example.get(class).map_or("", String::as_str);
         let _ = writeln!(text, "{class}: {count} requests, first: {example}");
+    }
+    for warning in warnings(totals, context) {
+        let _ = writeln!(text, "Warning: {warning}");
     }
     let _ = writeln!(text);
     let _ = writeln!(text, "Results saved to {saved}");

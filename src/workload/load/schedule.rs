@@ -4,8 +4,9 @@
 //! the server's prefix cache (the same prompts again) instead of the server.
 
 use super::arrivals::Arrivals;
-use super::mix::Mix;
-use rand::SeedableRng;
+use super::dataset::Traced;
+use super::mix::{Length, Mix, Shape, Template, Workload};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::time::Duration;
 
@@ -17,14 +18,22 @@ pub const CONTEXT_MARGIN: u32 = 50;
 pub struct Planned {
     /// Counts from 0.
     pub id: u32,
-    /// When it is to be sent, from the start of the load.
+    /// When it is to be sent, from the start of the load; in a closed loop, nobody knows before.
     pub at: Duration,
     /// Index into the mix.
     pub workload: u16,
-    /// Prompt tokens.
+    /// Prompt tokens, without a shared prefix and former turns.
     pub input: u32,
     /// `max_tokens`.
     pub output: u32,
+    /// Index into the examples of its workload, if it has any.
+    pub example: Option<u32>,
+    /// The group of its shared prefix.
+    pub group: u32,
+    /// The first request of its conversation; its own id when it is one.
+    pub talk: u32,
+    /// Which turn of the conversation it is, from 0.
+    pub turn: u16,
 }
 
 /// The load to send.
@@ -38,10 +47,66 @@ pub struct Schedule {
     pub duration: Duration,
     /// The context it was clamped to.
     pub context: u32,
-    /// Every request, by time.
+    /// Every request, by time; for a closed loop, empty.
     pub requests: Vec<Planned>,
     /// How many requests the clamp made shorter than drawn.
     pub clamped: u32,
+    seed: u64,
+}
+
+/// Draws the shapes of requests, one after the other.
+#[derive(Debug)]
+pub struct Shapes {
+    rng: ChaCha8Rng,
+    room: u32,
+    next: u32,
+    /// How many the clamp made shorter.
+    pub clamped: u32,
+}
+
+impl Shapes {
+    fn new(seed: u64, room: u32) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(1);
+        Self { rng, room, next: 0, clamped: 0 }
+    }
+
+    /// The next request, to be sent at `at`.
+    pub fn draw(&mut self, mix: &Mix, at: Duration) -> Planned {
+        let rng = &mut self.rng;
+        let workload = mix.pick(rng);
+        let asked = &mix.workloads[workload];
+        let (mut input, mut output) = (asked.input.draw(rng), asked.output.draw(rng));
+        let mut example = None;
+        if !asked.examples.is_empty() {
+            let index = rng.random_range(0..asked.examples.len());
+            example = Some(index as u32);
+            // Four characters a token at the least: too long a prompt is refused, too short an answer is not.
+            input = ((asked.examples[index].prompt.len() as u32) / 4).max(1);
+            output = asked.examples[index].output.unwrap_or(output);
+        }
+        let group = asked.prefix.map_or(0, |prefix| rng.random_range(0..prefix.groups));
+        let id = self.next;
+        self.next += 1;
+        let mut planned =
+            Planned { id, at, workload: workload as u16, input, output, example, group, talk: id, turn: 0 };
+        self.fit(asked, &mut planned, 0);
+        planned
+    }
+
+    /// Clamps a request to the context, of which `before` tokens are taken by former turns.
+    fn fit(&mut self, asked: &Workload, planned: &mut Planned, before: u32) {
+        let room = self.room.saturating_sub(asked.prefix.map_or(0, |p| p.tokens)).saturating_sub(before);
+        let drawn = (planned.input, planned.output);
+        if planned.example.is_some() {
+            // A text of the user is not cut; its answer is.
+            planned.output = drawn.1.min(room.saturating_sub(drawn.0)).max(1);
+        } else {
+            (planned.input, planned.output) =
+                clamp(drawn.0, drawn.1, asked.input.min, asked.output.min, room);
+        }
+        self.clamped += u32::from((planned.input, planned.output) != drawn);
+    }
 }
 
 impl Schedule {
@@ -62,7 +127,8 @@ impl Schedule {
             return Err(problems.join("; "));
         }
         let room = context.saturating_sub(CONTEXT_MARGIN);
-        let smallest = mix.workloads.iter().map(|w| w.input.min + w.output.min).min().unwrap_or(0);
+        let need = |w: &Workload| w.input.min + w.output.min + w.prefix.map_or(0, |p| p.tokens);
+        let smallest = mix.workloads.iter().filter(|w| w.weight > 0.0).map(need).min().unwrap_or(0);
         if room < smallest {
             return Err(format!(
                 "the server's context of {context} tokens less a margin of {CONTEXT_MARGIN} is smaller than the \
@@ -70,21 +136,95 @@ impl Schedule {
                 mix.name
             ));
         }
-        let mut times = ChaCha8Rng::seed_from_u64(seed);
-        let mut shapes = ChaCha8Rng::seed_from_u64(seed);
-        shapes.set_stream(1);
-        let times = arrivals.times(duration, &mut times)?;
-        let mut clamped = 0;
-        let mut requests = Vec::with_capacity(times.len());
-        for (id, at) in (0_u32..).zip(times) {
-            let workload = mix.pick(&mut shapes);
-            let asked = &mix.workloads[workload];
-            let (drawn_in, drawn_out) = (asked.input.draw(&mut shapes), asked.output.draw(&mut shapes));
-            let (input, output) = clamp(drawn_in, drawn_out, asked.input.min, asked.output.min, room);
-            clamped += u32::from((input, output) != (drawn_in, drawn_out));
-            requests.push(Planned { id, at, workload: workload as u16, input, output });
+        let mut schedule = Self { mix, arrivals, duration, context, requests: Vec::new(), clamped: 0, seed };
+        let times = schedule.arrivals.times(duration, &mut ChaCha8Rng::seed_from_u64(seed))?;
+        if times.is_empty() && schedule.arrivals.streams().is_none() {
+            return Err(format!(
+                "the schedule is empty: no request falls into {} s at this rate; use a longer duration or a \
+                 higher rate",
+                duration.as_secs_f64()
+            ));
         }
-        Ok(Self { mix, arrivals, duration, context, requests, clamped })
+        let mut shapes = schedule.shapes();
+        for at in times {
+            let first = shapes.draw(&schedule.mix, at);
+            schedule.requests.push(first);
+            schedule.further_turns(&mut shapes, first);
+        }
+        // Turns of different conversations overlap.
+        schedule.requests.sort_by_key(|r| (r.at, r.id));
+        schedule.clamped = shapes.clamped;
+        Ok(schedule)
+    }
+
+    /// A schedule with the moments, prompts and lengths of a trace.
+    pub fn from_trace(trace: Vec<Traced>, context: u32) -> Result<Self, String> {
+        let mut workloads: Vec<Workload> = Vec::new();
+        let mut requests = Vec::with_capacity(trace.len());
+        let (mut times, mut clamped) = (Vec::with_capacity(trace.len()), 0);
+        for (id, row) in (0_u32..).zip(trace) {
+            let index = workloads.iter().position(|w| w.name == row.workload).unwrap_or_else(|| {
+                let any = Length { shape: Shape::Fixed { tokens: 1 }, min: 1, max: 1_000_000 };
+                let plain =
+                    Template::parse("plain").unwrap_or_else(|_| Mix::mixed().workloads[0].template.clone());
+                workloads.push(Workload::simple(&row.workload, 0.0, any.clone(), any, plain));
+                workloads.len() - 1
+            });
+            let workload = &mut workloads[index];
+            workload.weight += 1.0;
+            let asked = row.example.output.unwrap_or(16);
+            let output = asked.min(context.saturating_sub(CONTEXT_MARGIN).saturating_sub(row.input)).max(1);
+            clamped += u32::from(output != asked);
+            requests.push(Planned {
+                id,
+                at: Duration::try_from_secs_f64(row.at).map_err(|e| format!("a time of the trace: {e}"))?,
+                workload: index as u16,
+                input: row.input,
+                output,
+                example: Some(workload.examples.len() as u32),
+                group: 0,
+                talk: id,
+                turn: 0,
+            });
+            workload.examples.push(row.example);
+            times.push(row.at);
+        }
+        let last = requests.last().map_or(Duration::ZERO, |r| r.at);
+        Ok(Self {
+            mix: Mix { name: "trace".to_owned(), workloads },
+            arrivals: Arrivals::Trace { times },
+            duration: last + Duration::from_millis(1),
+            context,
+            requests,
+            clamped,
+            seed: 0,
+        })
+    }
+
+    /// The source of shapes, from its beginning: for a closed loop.
+    pub fn shapes(&self) -> Shapes {
+        Shapes::new(self.seed, self.context.saturating_sub(CONTEXT_MARGIN))
+    }
+
+    fn further_turns(&mut self, shapes: &mut Shapes, first: Planned) {
+        let asked = &self.mix.workloads[usize::from(first.workload)];
+        let Some(turns) = asked.turns else { return };
+        let mut before = first.input + first.output;
+        for turn in 1..turns.count.min(u32::from(u16::MAX)) {
+            let at = first.at + Duration::from_secs_f64(turns.think * f64::from(turn));
+            let (input, output) = (asked.input.draw(&mut shapes.rng), asked.output.draw(&mut shapes.rng));
+            // A conversation that has filled the context ends, as it does for people.
+            let taken = before + asked.prefix.map_or(0, |p| p.tokens);
+            if at >= self.duration || taken + asked.input.min + asked.output.min > shapes.room {
+                return;
+            }
+            let id = shapes.next;
+            shapes.next += 1;
+            let mut planned = Planned { id, at, input, output, turn: turn as u16, example: None, ..first };
+            shapes.fit(asked, &mut planned, before);
+            before += planned.input + planned.output;
+            self.requests.push(planned);
+        }
     }
 }
 
@@ -102,7 +242,8 @@ pub fn clamp(input: u32, output: u32, min_input: u32, min_output: u32, room: u32
     let scaled_out = (f64::from(output) * factor) as u32;
     if min_input + min_output > room {
         // Not even the minima fit: only the proportion is left to keep.
-        return (scaled_in.clamp(1, room.saturating_sub(1).max(1)), scaled_out.max(1));
+        let input = scaled_in.clamp(1, room.saturating_sub(1).max(1));
+        return (input, scaled_out.max(1).min(room.saturating_sub(input).max(1)));
     }
     if scaled_in < min_input {
         (min_input, scaled_out.max(min_output).min(room - min_input))

@@ -29,7 +29,7 @@ impl Samples {
 pub struct Sorted(Vec<f64>);
 
 impl Sorted {
-    /// From raw values.
+    /// From raw values in milliseconds.
     pub fn new(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         Self(values)

@@ -3,6 +3,7 @@
 use super::outcome::{ErrorClass, Record};
 use super::schedule::Schedule;
 use super::stats::{Gaps, Samples, Second, Series, Sorted};
+use super::steady::{Window, window};
 use crate::event::{BenchSummary, LoadProgress, WorkloadSummary};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -111,6 +112,64 @@ impl Sums {
     }
 }
 
+/// What a request must keep to count as good; what is not given does not matter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Slo {
+    /// Time to first token.
+    pub ttft: Option<Duration>,
+    /// Time per output token.
+    pub tpot: Option<Duration>,
+    /// Send to last token.
+    pub e2el: Option<Duration>,
+}
+
+impl Slo {
+    /// Whether anything is asked for.
+    pub fn is_set(&self) -> bool {
+        *self != Self::default()
+    }
+
+    /// Whether a request that succeeded keeps it. Latency counts from the intended send: a user does not care why he waits.
+    pub fn kept(&self, record: &Record) -> bool {
+        let within = |limit: Option<Duration>, seen: Option<Duration>| {
+            limit.is_none_or(|limit| seen.is_some_and(|seen| seen <= limit))
+        };
+        // A single token has no time per token to miss.
+        let tpot = record.tpot().or(record.output_tokens().filter(|n| *n < 2).map(|_| Duration::ZERO));
+        within(self.ttft, record.ttft_intended())
+            && within(self.tpot, tpot)
+            && within(self.e2el, record.e2e_intended())
+    }
+}
+
+/// A request that succeeded, kept small: a window of the load can then be summed up on its own.
+#[derive(Debug, Clone, Copy)]
+struct Point {
+    sent: f32,
+    ended: f32,
+    ttft: f32,
+    tpot: f32,
+    e2el: f32,
+    output: u32,
+}
+
+/// Sums over a part of the load.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Requests sent in it that succeeded.
+    pub completed: u64,
+    /// Requests per second that ended in it.
+    pub request_throughput: f64,
+    /// Output tokens per second of the requests that ended in it.
+    pub output_throughput: f64,
+    /// Time to first token.
+    pub ttft: Sorted,
+    /// Time per output token.
+    pub tpot: Sorted,
+    /// Send to last token.
+    pub e2el: Sorted,
+}
+
 /// Everything known of a load that is going on.
 #[derive(Debug)]
 pub struct Tally {
@@ -123,15 +182,19 @@ pub struct Tally {
     errors: BTreeMap<String, u64>,
     example: BTreeMap<String, String>,
     progress: LoadProgress,
+    slo: Slo,
+    good: u64,
+    points: Vec<Point>,
     coalesced: u64,
     peak_in_flight: u64,
     first_sent: Option<Duration>,
+    last_sent: Duration,
     last_ended: Duration,
 }
 
 impl Tally {
     /// For the workloads of a schedule.
-    pub fn new(schedule: &Schedule) -> Self {
+    pub fn new(schedule: &Schedule, slo: Slo) -> Self {
         let names: Vec<String> = schedule.mix.workloads.iter().map(|w| w.name.clone()).collect();
         Self {
             by_workload: vec![Group::default(); names.len()],
@@ -143,9 +206,13 @@ impl Tally {
             errors: BTreeMap::new(),
             example: BTreeMap::new(),
             progress: LoadProgress::default(),
+            slo,
+            good: 0,
+            points: Vec::new(),
             coalesced: 0,
             peak_in_flight: 0,
             first_sent: None,
+            last_sent: Duration::ZERO,
             last_ended: Duration::ZERO,
         }
     }
@@ -161,6 +228,7 @@ impl Tally {
         self.progress.in_flight += 1;
         self.peak_in_flight = self.peak_in_flight.max(self.progress.in_flight);
         self.first_sent = Some(self.first_sent.map_or(record.sent, |first| first.min(record.sent)));
+        self.last_sent = self.last_sent.max(record.sent);
         self.series.at(record.sent).sent += 1;
         self.lag.add(Some(record.lag()));
     }
@@ -185,6 +253,16 @@ impl Tally {
                 second.completed += 1;
                 second.output_tokens += record.output_tokens().unwrap_or(0);
                 self.progress.completed += 1;
+                self.good += u64::from(self.slo.kept(record));
+                let ms = |d: Option<Duration>| d.map_or(f32::NAN, |d| (d.as_secs_f64() * 1e3) as f32);
+                self.points.push(Point {
+                    sent: record.sent.as_secs_f32(),
+                    ended: record.ended.as_secs_f32(),
+                    ttft: ms(record.ttft()),
+                    tpot: ms(record.tpot()),
+                    e2el: ms(record.e2e()),
+                    output: u32::try_from(record.output_tokens().unwrap_or(0)).unwrap_or(u32::MAX),
+                });
                 self.progress.prompt_tokens += record.usage.map_or(0, |u| u.prompt_tokens);
                 self.progress.output_tokens += record.output_tokens().unwrap_or(0);
             }
@@ -218,6 +296,10 @@ impl Tally {
                 .collect(),
             gaps: self.gaps,
             series: self.series.finish(),
+            slo: self.slo,
+            good: self.good,
+            points: self.points,
+            sending: self.last_sent,
             lag: self.lag.finish(),
             errors: self.errors,
             example: self.example,
@@ -242,6 +324,13 @@ pub struct Totals {
     pub gaps: Gaps,
     /// Second by second.
     pub series: Vec<Second>,
+    /// What a good request keeps.
+    pub slo: Slo,
+    /// Requests that kept it.
+    pub good: u64,
+    points: Vec<Point>,
+    /// When the last request was sent.
+    pub sending: Duration,
     /// How late requests were sent.
     pub lag: Sorted,
     /// Error class to count.
@@ -263,6 +352,30 @@ impl Totals {
     pub fn per_second(&self, count: u64) -> f64 {
         let seconds = self.duration.as_secs_f64();
         if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+    }
+
+    /// The steady part of the load, if it lasted long enough to have one.
+    pub fn steady(&self) -> Option<Window> {
+        window(&self.series, self.sending.as_secs() as usize)
+    }
+
+    /// Sums over a window.
+    pub fn part(&self, window: &Window) -> Part {
+        let span = window.from_s as f32..window.to_s as f32;
+        let inside: Vec<&Point> = self.points.iter().filter(|p| span.contains(&p.sent)).collect();
+        let sorted = |value: fn(&Point) -> f32| {
+            Sorted::new(inside.iter().map(|p| f64::from(value(p))).filter(|v| !v.is_nan()).collect())
+        };
+        let ended: Vec<&Point> = self.points.iter().filter(|p| span.contains(&p.ended)).collect();
+        let seconds = (window.to_s - window.from_s).max(1) as f64;
+        Part {
+            completed: inside.len() as u64,
+            request_throughput: ended.len() as f64 / seconds,
+            output_throughput: ended.iter().map(|p| f64::from(p.output)).sum::<f64>() / seconds,
+            ttft: sorted(|p| p.ttft),
+            tpot: sorted(|p| p.tpot),
+            e2el: sorted(|p| p.e2el),
+        }
     }
 
     /// The short form that events carry.

@@ -5,6 +5,7 @@
 
 use super::http1::{Decoder, Progress};
 use super::outcome::{ErrorClass, Fault};
+use super::spec::Limits;
 use super::stream::{Meaning, SseParser, interpret, read_error};
 use crate::time::instant_now;
 use std::cell::RefCell;
@@ -76,15 +77,6 @@ impl Endpoint {
         request.extend_from_slice(body);
         request
     }
-}
-
-/// How long a request may take.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Send to end.
-    pub total: Duration,
-    /// Between two reads.
-    pub idle: Option<Duration>,
 }
 
 /// What is told while an answer comes in.
