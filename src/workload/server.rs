@@ -20,7 +20,7 @@ pub struct Places {
     pub scratch: PathBuf,
     /// Stack dumps and flight recorder files go here.
     pub evidence: PathBuf,
-    /// Holds `varcas_worker.py`.
+    /// Holds [`PYTHON_FILES`].
     pub python: PathBuf,
 }
 
@@ -56,14 +56,14 @@ impl ServerCommand {
 /// Longest scratch path in bytes: a Unix socket path has 107, vLLM adds `/` and a UUID of 36.
 pub const SCRATCH_LIMIT: usize = 107 - 1 - 36;
 
-/// Name of the worker class that records windows; the module is `worker.py` under this name.
+/// The worker class that records windows, as vLLM is told its name.
 pub const WORKER_CLS: &str = "varcas_worker.Worker";
 
-/// File name of the module inside [`Places::python`].
-pub const WORKER_FILE: &str = "varcas_worker.py";
-
-/// Its text.
-pub const WORKER_PY: &str = include_str!("profiler/worker.py");
+/// File names and texts of what must lie in [`Places::python`].
+pub const PYTHON_FILES: [(&str, &str); 2] = [
+    ("varcas_worker.py", include_str!("profiler/worker.py")),
+    ("varcas_recorder.py", include_str!("profiler/recorder.py")),
+];
 
 /// How long vLLM may take to let requests end and windows close after SIGTERM, in the versions that can be told.
 const SHUTDOWN_SECONDS: &str = "60";
