@@ -10,6 +10,7 @@ Three rules:
 - A file has its final name only when it is complete.
 """
 
+import atexit
 import json
 import mmap
 import os
@@ -217,6 +218,8 @@ class Recorder:
             self.main_ident = threading.get_ident()
             self.wake = self._free_signal()
         threading.Thread(target=self._watch, name="varcas-watch", daemon=True).start()
+        # torch crashes with SIGSEGV when its process ends within a recording.
+        atexit.register(self.shutdown)
 
     def _activities(self):
         known = torch.profiler.ProfilerActivity
@@ -338,13 +341,18 @@ class Recorder:
         return torch.profiler.profile(activities=self.activities, record_shapes=False, with_stack=False)
 
     def _open(self):
+        if torch._C._autograd._profiler_enabled():
+            # torch would take the other's recording away without a word.
+            self._disable("another profiler is recording in this process")
+            return
         began = time.monotonic()
         with _Hold():
             self.busy = True
             try:
                 profile = self._new_profile()
-                self.profile = profile
                 profile.start()
+                # Only now: stopping one that did not start would stop whoever else is recording.
+                self.profile = profile
                 self.first_step = self.steps
                 self.opened_at = time.monotonic()
                 self.start_s = self.opened_at - began
@@ -525,6 +533,9 @@ def _release(profile):
 
 def _complete_size(path):
     """Kineto does not notice a full disk and renames what it has: look at the end of the file."""
+    if not os.path.exists(path):
+        room = os.statvfs(os.path.dirname(path))
+        raise OSError(f"the trace could not be written, {room.f_bavail * room.f_frsize} bytes are free on its disk")
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - FOOTER_BYTES))
