@@ -1,6 +1,8 @@
 //! The promises of the recorder inside vLLM, checked with real torch and invented steps: `worker_recorder.py`. They need an
 //! interpreter with torch, named by `VARCAS_TEST_PYTHON`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot prepare its ground has failed")]
+
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
