@@ -229,6 +229,10 @@ pub struct ServerFacts {
     /// The torch version beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub torch: Option<String>,
+    /// Of the command-line flags and environment variables that varcas-guard would use, those this server knows. Empty when
+    /// nobody could look.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
 }
 
 /// A line that `worker.py` (or the simulator) appends to `windows.jsonl`.

@@ -1,1 +1,437 @@
-//! Not built yet.
+//! The index that workers write, and what becomes of their windows after the attempt: each file is read to its end as JSON,
+//! counted, and compressed, in one pass and in bounded memory, outside the engine.
+//!
+//! What cannot be read to its end is left exactly as it lies and named: the salvage may still make something of it.
+
+use crate::event::{Trace, WindowEvent, WindowLine};
+use flate2::Compression;
+use flate2::bufread::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+/// Name of the index inside the trace folder.
+pub const INDEX: &str = "windows.jsonl";
+
+/// An empty file of this name in the trace folder asks every worker to close its window and to open no more.
+pub const CLOSE_REQUEST: &str = "close";
+
+const PLAIN: &str = ".pt.trace.json";
+const PACKED: &str = ".pt.trace.json.gz";
+/// On an H100 trace, levels above this cost twice the time for a few per cent.
+const LEVEL: u32 = 4;
+const CHUNK: usize = 256 * 1024;
+
+/// One line of the index. `None` for a torn line and for an event this version does not know; neither is an error.
+pub fn parse_line(line: &str) -> Option<WindowLine> {
+    serde_json::from_str(line.trim()).ok()
+}
+
+/// What the index says of one window of one rank.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WindowFate {
+    /// It was open, or being written, when the index ends.
+    Open,
+    /// It lies under this name, with so many steps.
+    Closed {
+        /// File name.
+        file: String,
+        /// Steps recorded.
+        steps: u64,
+    },
+    /// It was given up.
+    Failed {
+        /// What the worker said.
+        error: String,
+    },
+}
+
+/// The index as a whole.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Index {
+    /// By rank and window.
+    pub windows: BTreeMap<(u32, u32), WindowFate>,
+    /// Ranks whose profiling switched itself off, and why.
+    pub disabled: BTreeMap<u32, String>,
+    /// Ranks that said hello.
+    pub workers: BTreeSet<u32>,
+    /// Ranks that closed everything and open no more.
+    pub finished: BTreeSet<u32>,
+}
+
+impl Index {
+    /// Takes one line in.
+    pub fn push(&mut self, line: &WindowLine) {
+        let rank = line.rank;
+        match &line.what {
+            WindowEvent::Hello { .. } => {
+                self.workers.insert(rank);
+            }
+            WindowEvent::Opened { window, .. } | WindowEvent::Flushing { window } => {
+                self.windows.entry((rank, *window)).or_insert(WindowFate::Open);
+            }
+            WindowEvent::Closed { window, file, first_step, last_step, .. } => {
+                let steps = last_step.saturating_sub(*first_step);
+                self.windows.insert((rank, *window), WindowFate::Closed { file: file.clone(), steps });
+            }
+            WindowEvent::Failed { window, error } => {
+                self.windows.insert((rank, *window), WindowFate::Failed { error: error.clone() });
+            }
+            WindowEvent::Disabled { reason } => {
+                self.disabled.insert(rank, reason.clone());
+            }
+            WindowEvent::Finished {} => {
+                self.finished.insert(rank);
+            }
+        }
+    }
+
+    /// Whether every worker that said hello has answered the request to close; false while nobody has said hello.
+    pub fn all_finished(&self) -> bool {
+        !self.workers.is_empty() && self.workers.is_subset(&self.finished)
+    }
+}
+
+/// Reads an index; torn and unknown lines are passed over.
+pub fn parse_index(text: &str) -> Index {
+    let mut index = Index::default();
+    for line in text.lines().filter_map(parse_line) {
+        index.push(&line);
+    }
+    index
+}
+
+/// Rank and window of `window-0003-rank1.pt.trace.json[.gz]`.
+pub fn parse_name(file: &str) -> Option<(u32, u32)> {
+    let stem = file.strip_suffix(PACKED).or_else(|| file.strip_suffix(PLAIN))?;
+    let (window, rank) = stem.strip_prefix("window-")?.split_once("-rank")?;
+    Some((rank.parse().ok()?, window.parse().ok()?))
+}
+
+/// Checks, counts and compresses the windows in `traces`; returns the complete ones and, in words, everything else. Can be
+/// repeated: what an earlier call finished is only read again.
+pub fn collect(traces: &Path) -> (Vec<Trace>, Vec<String>) {
+    let mut problems = Vec::new();
+    let index = match fs::read(traces.join(INDEX)) {
+        Ok(bytes) => parse_index(&String::from_utf8_lossy(&bytes)),
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                problems.push(format!("cannot read {INDEX}: {error}"));
+            }
+            Index::default()
+        }
+    };
+    let names = match list(traces) {
+        Ok(names) => names,
+        Err(error) => {
+            problems.push(format!("cannot list {}: {error}", traces.display()));
+            return (Vec::new(), problems);
+        }
+    };
+    let mut found = Vec::new();
+    for name in &names {
+        if name.ends_with(PLAIN) && !name.starts_with('.') {
+            collect_plain(traces, name, &mut found, &mut problems);
+        } else if name.ends_with(PACKED) && !name.starts_with('.') {
+            let plain = name.trim_end_matches(".gz");
+            // Beside its plain form it is about to be written again, or it is what torch left half done.
+            if !names.contains(plain) {
+                collect_packed(traces, name, &mut found, &mut problems);
+            }
+        } else if is_ours_to_redo(name, &names) {
+            // An earlier collection was interrupted; this one writes the file anew.
+        } else if name.ends_with(".part") || name.ends_with(".tmp") {
+            let size = fs::metadata(traces.join(name)).map_or(0, |meta| meta.len());
+            problems.push(format!("{name}: {size} bytes of a file whose writer was stopped; left as it is"));
+        }
+    }
+    for trace in &mut found {
+        annotate(trace, &index);
+    }
+    found.sort_by(|a, b| (a.window, a.rank, &a.file).cmp(&(b.window, b.rank, &b.file)));
+    report_fates(&index, &names, &mut problems);
+    (found, problems)
+}
+
+fn list(traces: &Path) -> io::Result<BTreeSet<String>> {
+    fs::read_dir(traces)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// `.NAME.gz.tmp` beside `NAME`.
+fn is_ours_to_redo(name: &str, names: &BTreeSet<String>) -> bool {
+    name.strip_prefix('.')
+        .and_then(|name| name.strip_suffix(".gz.tmp"))
+        .is_some_and(|plain| names.contains(plain))
+}
+
+fn annotate(trace: &mut Trace, index: &Index) {
+    let Some((rank, window)) = parse_name(&trace.file) else { return };
+    trace.rank = Some(rank);
+    trace.window = Some(window);
+    if let Some(WindowFate::Closed { steps, .. }) = index.windows.get(&(rank, window)) {
+        trace.steps = Some(*steps);
+    }
+}
+
+fn report_fates(index: &Index, names: &BTreeSet<String>, problems: &mut Vec<String>) {
+    for ((rank, window), fate) in &index.windows {
+        let what = format!("window {window} of rank {rank}");
+        match fate {
+            WindowFate::Open => problems.push(format!("{what}: still open when its worker ended, lost")),
+            WindowFate::Failed { error } => problems.push(format!("{what}: given up by its worker: {error}")),
+            WindowFate::Closed { file, .. } => {
+                if !names.contains(file) && !names.contains(&format!("{file}.gz")) {
+                    problems.push(format!("{what}: the index names {file}, but it is not there"));
+                }
+            }
+        }
+    }
+    for (rank, reason) in &index.disabled {
+        problems.push(format!("rank {rank} switched its profiler off: {reason}"));
+    }
+}
+
+fn collect_plain(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &mut Vec<String>) {
+    let plain = traces.join(name);
+    let packed = format!("{name}.gz");
+    let unfinished = traces.join(format!(".{packed}.tmp"));
+    let (read, compressed) = match check_and_pack(&plain, &unfinished) {
+        Ok(both) => both,
+        Err(error) => {
+            problems.push(format!("{name}: cannot be read: {error}; left as it is"));
+            return;
+        }
+    };
+    let counted = match read {
+        Ok(counted) => counted,
+        Err(error) => {
+            discard(&unfinished, problems);
+            problems.push(format!("{name}: not a complete trace ({error}); left as it is"));
+            return;
+        }
+    };
+    let moved = compressed.and_then(|bytes| {
+        fs::rename(&unfinished, traces.join(&packed))?;
+        File::open(traces)?.sync_all()?;
+        Ok(bytes)
+    });
+    match moved {
+        Ok(bytes) => {
+            if let Err(error) = fs::remove_file(&plain) {
+                problems.push(format!("{name}: compressed, but the plain file stays: {error}"));
+            }
+            found.push(counted.trace(packed, bytes));
+        }
+        Err(error) => {
+            // A complete trace that does not fit twice on the disk is still a complete trace.
+            discard(&unfinished, problems);
+            problems.push(format!("{name}: complete, but it could not be compressed: {error}"));
+            let bytes = counted.bytes;
+            found.push(counted.trace(name.to_owned(), bytes));
+        }
+    }
+}
+
+fn discard(unfinished: &Path, problems: &mut Vec<String>) {
+    if let Err(error) = fs::remove_file(unfinished)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        problems.push(format!("cannot remove {}: {error}", unfinished.display()));
+    }
+}
+
+fn collect_packed(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &mut Vec<String>) {
+    let path = traces.join(name);
+    let read = File::open(&path).and_then(|file| {
+        let bytes = file.metadata()?.len();
+        let decoder = MultiGzDecoder::new(BufReader::with_capacity(CHUNK, file));
+        Ok((count(BufReader::with_capacity(CHUNK, decoder)), bytes))
+    });
+    match read {
+        Ok((Ok(counted), bytes)) => found.push(counted.trace(name.to_owned(), bytes)),
+        Ok((Err(error), _)) => {
+            problems.push(format!("{name}: not a complete trace ({error}); left as it is"))
+        }
+        Err(error) => problems.push(format!("{name}: cannot be read: {error}; left as it is")),
+    }
+}
+
+/// Reads `plain` to its end while compressing what is read, so that what was checked is what is kept. The outer error means that
+/// `plain` cannot be opened; reading and writing fail on their own.
+fn check_and_pack(
+    plain: &Path,
+    packed: &Path,
+) -> io::Result<(Result<Counted, serde_json::Error>, io::Result<u64>)> {
+    let source = File::open(plain)?;
+    let mut tee = Tee { source, sink: Sink::open(packed) };
+    let counted = count(BufReader::with_capacity(CHUNK, &mut tee));
+    Ok((counted, tee.sink.finish()))
+}
+
+/// A reader that passes everything on to a compressor. A failing compressor never disturbs the reading.
+struct Tee {
+    source: File,
+    sink: Sink,
+}
+
+impl Read for Tee {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.source.read(buffer)?;
+        self.sink.write(&buffer[..length]);
+        Ok(length)
+    }
+}
+
+enum Sink {
+    Good(Box<GzEncoder<BufWriter<File>>>),
+    Bad(io::Error),
+}
+
+impl Sink {
+    fn open(path: &Path) -> Self {
+        match File::create(path) {
+            Ok(file) => Self::Good(Box::new(GzEncoder::new(
+                BufWriter::with_capacity(CHUNK, file),
+                Compression::new(LEVEL),
+            ))),
+            Err(error) => Self::Bad(error),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Self::Good(encoder) = self
+            && let Err(error) = encoder.write_all(bytes)
+        {
+            *self = Self::Bad(error);
+        }
+    }
+
+    fn finish(self) -> io::Result<u64> {
+        match self {
+            Self::Good(encoder) => {
+                let file = encoder.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+                file.sync_all()?;
+                Ok(file.metadata()?.len())
+            }
+            Self::Bad(error) => Err(error),
+        }
+    }
+}
+
+/// What one pass over a trace counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counted {
+    events: u64,
+    kernels: u64,
+    bytes: u64,
+}
+
+impl Counted {
+    fn trace(self, file: String, bytes: u64) -> Trace {
+        Trace {
+            file,
+            bytes,
+            json_bytes: self.bytes,
+            events: self.events,
+            kernels: self.kernels,
+            rank: None,
+            window: None,
+            steps: None,
+            complete: true,
+        }
+    }
+}
+
+fn count(reader: impl BufRead) -> Result<Counted, serde_json::Error> {
+    let mut reader = Measured { reader, bytes: 0 };
+    let mut json = serde_json::Deserializer::from_reader(&mut reader);
+    let document = Document::deserialize(&mut json)?;
+    json.end()?;
+    let events = document.events;
+    Ok(Counted { events: events.all, kernels: events.kernels, bytes: reader.bytes })
+}
+
+struct Measured<R> {
+    reader: R,
+    bytes: u64,
+}
+
+impl<R: BufRead> Read for Measured<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.reader.read(buffer)?;
+        self.bytes += length as u64;
+        Ok(length)
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Document {
+    #[serde(rename = "traceEvents")]
+    events: Events,
+}
+
+#[derive(Default)]
+struct Events {
+    all: u64,
+    kernels: u64,
+}
+
+#[derive(serde::Deserialize)]
+struct EventHead {
+    #[serde(default)]
+    cat: Category,
+}
+
+#[derive(Default)]
+struct Category {
+    kernel: bool,
+}
+
+impl<'de> Deserialize<'de> for Events {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Events;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of trace events")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Events, A::Error> {
+                let mut events = Events::default();
+                while let Some(event) = list.next_element::<EventHead>()? {
+                    events.all += 1;
+                    events.kernels += u64::from(event.cat.kernel);
+                }
+                Ok(events)
+            }
+        }
+        from.deserialize_seq(Each)
+    }
+}
+
+impl<'de> Deserialize<'de> for Category {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Category;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the category of an event")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Category, E> {
+                Ok(Category { kernel: name == "kernel" })
+            }
+        }
+        from.deserialize_str(Name)
+    }
+}
+
+#[cfg(test)]
+#[path = "windows_tests.rs"]
+mod tests;

@@ -1,0 +1,467 @@
+"""Promises of varcas_recorder, with real torch and invented steps. Run by worker_recorder.rs as `worker_recorder.py FOLDER`.
+
+Importing torch takes seconds, so one process imports it and forks for each promise; each prints a line of JSON about its end.
+"""
+
+import errno
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+
+import torch
+import varcas_recorder
+from varcas_recorder import Alone, Recorder, Together
+
+DIRECTORY = None
+REAL_EXPORT = torch.profiler.profile.export_chrome_trace
+A = torch.ones(8, 8)
+
+
+class Scheduled:
+    total_num_scheduled_tokens = 4
+
+
+def recorder(ready=True, **settings):
+    for name, value in settings.items():
+        os.environ[name] = str(value)
+    made = Recorder(0, DIRECTORY, Alone(), True)
+    made.start()
+    if ready:
+        made.loaded()
+    return made
+
+
+def step(rec):
+    rec.begin(Scheduled)
+    torch.mm(A, A)
+    rec.leave()
+    rec.resume()
+    torch.relu(A)
+    rec.end()
+
+
+def lines(event=None):
+    try:
+        with open(os.path.join(DIRECTORY, "windows.jsonl"), encoding="utf-8") as file:
+            found = [json.loads(line) for line in file]
+    except FileNotFoundError:
+        return []
+    return [line for line in found if event is None or line["event"] == event]
+
+
+def trace(line):
+    with open(os.path.join(DIRECTORY, line["file"]), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def final_names():
+    return sorted(name for name in os.listdir(DIRECTORY) if name.endswith(".pt.trace.json"))
+
+
+def unfinished_names():
+    return [name for name in os.listdir(DIRECTORY) if name.startswith(".window")]
+
+
+def until(condition, what):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}; {lines()}"
+        time.sleep(0.01)
+
+
+def like_vllm():
+    """vLLM's handler: SystemExit at whatever line is running, once."""
+    came = []
+
+    def handler(_number, _frame):
+        if not came:
+            came.append(1)
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+
+
+def ask_to_close():
+    open(os.path.join(DIRECTORY, "close"), "w", encoding="utf-8").close()
+
+
+# ---- windows ----
+
+
+def a_window_holds_exactly_its_steps_and_their_sampling():
+    rec = recorder(VARCAS_WINDOW_STEPS=10, VARCAS_REST_SECONDS=0)
+    for _ in range(35):
+        step(rec)
+    closed = lines("closed")
+    assert [(line["first_step"], line["last_step"], line["why"]) for line in closed] == [
+        (0, 10, "steps"),
+        (10, 20, "steps"),
+        (20, 30, "steps"),
+    ], closed
+    document = trace(closed[1])
+    names = [event["name"] for event in document["traceEvents"] if event.get("cat") == "user_annotation"]
+    assert [name for name in names if name.startswith("ProfilerStep#")] == [f"ProfilerStep#{n}" for n in range(10, 20)]
+    operators = [event["name"] for event in document["traceEvents"] if event.get("cat") == "cpu_op"]
+    assert operators.count("aten::mm") == 10 and operators.count("aten::relu") == 10
+    assert (document["varcas_run"], document["varcas_window"], document["varcas_first_step"]) == ("run-7", "1", "10")
+
+
+def a_pipeline_stage_without_sampling_counts_its_steps():
+    rec = recorder(VARCAS_WINDOW_STEPS=5, VARCAS_REST_SECONDS=0)
+    for _ in range(11):
+        rec.begin(Scheduled)
+        rec.leave()
+    assert [(line["first_step"], line["last_step"]) for line in lines("closed")] == [(0, 5), (5, 10)], lines()
+
+
+def a_window_closes_on_time():
+    rec = recorder(VARCAS_WINDOW_STEPS=10**6, VARCAS_WINDOW_SECONDS=0.05, VARCAS_IDLE_SECONDS=600)
+    step(rec)
+    until(lambda: step(rec) or lines("closed"), "closed on time")
+    assert lines("closed")[0]["why"] == "time"
+
+
+def rest_follows_the_cost_when_there_is_a_budget():
+    rec = recorder(VARCAS_WINDOW_STEPS=5, VARCAS_REST_SECONDS=0, VARCAS_PROFILE_BUDGET=0.001)
+    until(lambda: step(rec) or lines("closed"), "closed")
+    closed = lines("closed")[0]
+    flush = closed["stop_s"] + closed["export_s"]
+    assert closed["rest_s"] > 100 * flush, closed
+    for _ in range(50):
+        step(rec)
+    assert len(lines("opened")) == 1, "the rest is kept"
+
+
+def nothing_is_recorded_before_loading_is_over():
+    rec = recorder(ready=False, VARCAS_WINDOW_STEPS=2)
+    for _ in range(10):
+        step(rec)
+    assert lines("opened") == []
+    rec.loaded()
+    step(rec)
+    assert lines("opened")[0]["step"] == 0, "warm-up steps do not count"
+
+
+def a_step_without_tokens_opens_nothing():
+    class Empty:
+        total_num_scheduled_tokens = 0
+
+    rec = recorder()
+    rec.begin(Empty)
+    rec.end()
+    assert lines("opened") == [] and rec.steps == 0
+
+
+# ---- idle and requests ----
+
+
+def blocked_in_a_queue(rec, condition, what):
+    """The main thread waits as vLLM's does, and a helper ends the wait when `condition` holds."""
+    inbox = queue.Queue()
+    failed = []
+
+    def helper():
+        try:
+            until(condition, what)
+        except BaseException as error:
+            failed.append(error)
+        inbox.put("request")
+
+    threading.Thread(target=helper).start()
+    assert inbox.get() == "request"
+    assert not failed, failed
+    step(rec)
+
+
+def an_idle_engine_closes_its_window():
+    rec = recorder(VARCAS_WINDOW_STEPS=10**6, VARCAS_WINDOW_SECONDS=600, VARCAS_IDLE_SECONDS=0.3)
+    step(rec)
+    blocked_in_a_queue(rec, lambda: lines("closed"), "closed on idle")
+    closed = lines("closed")[0]
+    assert closed["why"] == "idle" and trace(closed)["traceEvents"]
+
+
+def a_request_to_close_is_answered_by_an_idle_engine():
+    rec = recorder(VARCAS_WINDOW_STEPS=10**6, VARCAS_WINDOW_SECONDS=600, VARCAS_IDLE_SECONDS=600, VARCAS_REST_SECONDS=0)
+    step(rec)
+    ask_to_close()
+    blocked_in_a_queue(rec, lambda: lines("finished"), "finished")
+    assert [line["why"] for line in lines("closed")] == ["asked"]
+    for _ in range(10):
+        step(rec)
+    assert len(lines("opened")) == 1 and len(lines("finished")) == 1
+
+
+def a_request_to_close_is_answered_under_load():
+    rec = recorder(VARCAS_WINDOW_STEPS=10**6, VARCAS_WINDOW_SECONDS=600, VARCAS_IDLE_SECONDS=600)
+    step(rec)
+    ask_to_close()
+    until(lambda: step(rec) or lines("finished"), "finished")
+    assert [line["why"] for line in lines("closed")] == ["asked"]
+
+
+def a_request_to_close_without_any_window_is_answered():
+    rec = recorder()
+    ask_to_close()
+    blocked_in_a_queue(rec, lambda: lines("finished"), "finished")
+    assert lines("opened") == []
+
+
+# ---- signals ----
+
+
+def sigterm_in_the_middle_of_an_export_loses_nothing():
+    like_vllm()
+    rec = recorder(VARCAS_WINDOW_STEPS=5, VARCAS_REST_SECONDS=0)
+    exports = []
+
+    def export(profile, path):
+        os.kill(os.getpid(), signal.SIGTERM)
+        # Bytecodes at which a handler that was not held back would raise.
+        for _ in range(1000):
+            pass
+        exports.append(REAL_EXPORT(profile, path))
+
+    torch.profiler.profile.export_chrome_trace = export
+    try:
+        for _ in range(50):
+            step(rec)
+        raise AssertionError("SIGTERM was swallowed")
+    except SystemExit:
+        pass
+    finally:
+        rec.shutdown()
+    assert len(exports) == 1 and rec.steps == 5, "the exit comes right after the window, not later"
+    closed = lines("closed")
+    assert len(closed) == 1 and trace(closed[0])["traceEvents"] and unfinished_names() == []
+    assert len(lines("finished")) == 1
+
+
+def sigterm_within_a_window_closes_it():
+    like_vllm()
+    rec = recorder(VARCAS_WINDOW_STEPS=10**6, VARCAS_WINDOW_SECONDS=600)
+    try:
+        step(rec)
+        rec.begin(Scheduled)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            rec.end()
+    except SystemExit:
+        pass
+    finally:
+        rec.shutdown()
+    closed = lines("closed")
+    assert [(line["why"], line["last_step"]) for line in closed] == [("shutdown", 2)], lines()
+    assert trace(closed[0])["traceEvents"]
+
+
+def a_second_sigterm_during_the_last_flush_waits_for_it():
+    # vLLM gives the default handler back before it closes the worker, so this one kills; the Rust side sees by which signal.
+    rec = recorder(VARCAS_WINDOW_STEPS=10**6, VARCAS_WINDOW_SECONDS=600)
+    step(rec)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def export(profile, path):
+        os.kill(os.getpid(), signal.SIGTERM)
+        REAL_EXPORT(profile, path)
+
+    torch.profiler.profile.export_chrome_trace = export
+    rec.shutdown()
+    raise AssertionError("the signal was swallowed")
+
+
+# ---- harm ----
+
+
+def a_full_disk_switches_the_profiler_off_and_the_steps_go_on():
+    rec = recorder(VARCAS_WINDOW_STEPS=2, VARCAS_REST_SECONDS=0)
+
+    def export(_profile, path):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write('{"traceEvents": [')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    torch.profiler.profile.export_chrome_trace = export
+    until(lambda: setattr(rec, "rest_until", 0) or step(rec) or lines("disabled"), "disabled")
+    assert len(lines("failed")) == varcas_recorder.MAX_FAILURES and lines("closed") == []
+    assert final_names() == [] and unfinished_names() == [], os.listdir(DIRECTORY)
+    before = rec.steps
+    for _ in range(20):
+        step(rec)
+    assert rec.steps == before + 20 and len(lines("disabled")) == 1
+    ask_to_close()
+    until(lambda: step(rec) or lines("finished"), "finished")
+
+
+def a_trace_that_the_writer_cut_short_gets_no_final_name():
+    rec = recorder(VARCAS_WINDOW_STEPS=2)
+
+    def export(profile, path):
+        REAL_EXPORT(profile, path)
+        os.truncate(path, os.path.getsize(path) // 2)
+
+    torch.profiler.profile.export_chrome_trace = export
+    until(lambda: step(rec) or lines("failed"), "failed")
+    assert "cut" in lines("failed")[0]["error"]
+    assert final_names() == [] and unfinished_names() == []
+
+
+def one_failure_is_forgiven():
+    rec = recorder(VARCAS_WINDOW_STEPS=2, VARCAS_REST_SECONDS=0)
+    calls = []
+
+    def export(profile, path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        REAL_EXPORT(profile, path)
+
+    torch.profiler.profile.export_chrome_trace = export
+    until(lambda: setattr(rec, "rest_until", 0) or step(rec) or lines("closed"), "closed")
+    assert rec.failures == 0 and lines("disabled") == []
+    assert lines("failed")[0]["window"] == 0 and lines("closed")[0]["window"] == 1
+
+
+def a_deleted_folder_harms_nothing():
+    rec = recorder(VARCAS_WINDOW_STEPS=2, VARCAS_REST_SECONDS=0)
+    for name in os.listdir(DIRECTORY):
+        os.unlink(os.path.join(DIRECTORY, name))
+    os.rmdir(DIRECTORY)
+    for _ in range(40):
+        rec.rest_until = 0
+        step(rec)
+    assert rec.steps == 40 and rec.disabled
+
+
+def somebody_elses_profile_goes_on():
+    rec = recorder(VARCAS_WINDOW_STEPS=2, VARCAS_REST_SECONDS=0)
+    other = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    other.start()
+    for _ in range(40):
+        rec.rest_until = 0
+        step(rec)
+    path = os.path.join(DIRECTORY, "other.json")
+    other.stop()
+    other.export_chrome_trace(path)
+    with open(path, encoding="utf-8") as file:
+        names = [event["name"] for event in json.load(file)["traceEvents"]]
+    assert names.count("aten::mm") == 40, names.count("aten::mm")
+    assert rec.steps == 40 and lines("opened") == [] and len(lines("disabled")) == 1
+
+
+def a_process_that_ends_within_a_window_ends_cleanly_and_keeps_it():
+    # Without care torch dies of SIGSEGV here, which would turn a clean end of vLLM into a crash.
+    rec = recorder(VARCAS_WINDOW_STEPS=10**6, VARCAS_WINDOW_SECONDS=600)
+    step(rec)
+    assert len(lines("opened")) == 1
+
+
+def memory_does_not_climb():
+    rec = recorder(VARCAS_WINDOW_STEPS=20, VARCAS_REST_SECONDS=0)
+    while len(lines("closed")) < 40:
+        rec.begin(Scheduled)
+        for _ in range(200):
+            torch.mm(A, A)
+        rec.end()
+    closed = lines("closed")
+    # 30 windows of 4,000 operators: kept, they would be some 100 MB.
+    assert closed[-1]["rss"] - closed[9]["rss"] < 10e6, [line["rss"] for line in closed]
+
+
+# ---- several workers ----
+
+
+def workers_open_on_the_same_step():
+    path = os.path.join(DIRECTORY, ".rhythm-0")
+    leader, other = Together(path, True), Together(path, False)
+    opened = {0: [], 1: []}
+    at = {0: 0, 1: 0}
+    for turn in range(800):
+        # Each in turn runs up to three steps ahead.
+        first = turn // 40 % 2
+        for rank in (first, 1 - first):
+            while at[rank] < turn + (3 if rank == first else 0):
+                rhythm = leader if rank == 0 else other
+                window = rhythm.due(at[rank], rank == 0 and at[rank] % 100 == 0)
+                if window is not None:
+                    opened[rank].append((window, at[rank]))
+                at[rank] += 1
+    assert opened[0] == opened[1], opened
+    assert [entry[0] for entry in opened[0]] == list(range(len(opened[0]))) and len(opened[0]) >= 8, opened
+
+
+def a_worker_that_comes_too_late_leaves_the_window_out():
+    path = os.path.join(DIRECTORY, ".rhythm-0")
+    ahead = varcas_recorder.AHEAD_STEPS
+    leader, late = Together(path, True), Together(path, False)
+    assert leader.due(0, True) is None
+    assert late.due(100, False) is None
+    assert leader.due(ahead, False) == 0
+    assert leader.due(101, True) is None
+    assert late.due(101 + ahead, False) == 1 and leader.due(101 + ahead, False) == 1
+    leader.end()
+    assert not os.path.exists(path)
+
+
+PROMISES = [
+    a_window_holds_exactly_its_steps_and_their_sampling,
+    a_pipeline_stage_without_sampling_counts_its_steps,
+    a_window_closes_on_time,
+    rest_follows_the_cost_when_there_is_a_budget,
+    nothing_is_recorded_before_loading_is_over,
+    a_step_without_tokens_opens_nothing,
+    an_idle_engine_closes_its_window,
+    a_request_to_close_is_answered_by_an_idle_engine,
+    a_request_to_close_is_answered_under_load,
+    a_request_to_close_without_any_window_is_answered,
+    sigterm_in_the_middle_of_an_export_loses_nothing,
+    sigterm_within_a_window_closes_it,
+    a_second_sigterm_during_the_last_flush_waits_for_it,
+    a_full_disk_switches_the_profiler_off_and_the_steps_go_on,
+    a_trace_that_the_writer_cut_short_gets_no_final_name,
+    one_failure_is_forgiven,
+    a_deleted_folder_harms_nothing,
+    somebody_elses_profile_goes_on,
+    a_process_that_ends_within_a_window_ends_cleanly_and_keeps_it,
+    memory_does_not_climb,
+    workers_open_on_the_same_step,
+    a_worker_that_comes_too_late_leaves_the_window_out,
+]
+
+
+def main():
+    global DIRECTORY
+    # Without a GPU the first profile of a CUDA build takes seconds; the forks inherit what it prepared.
+    first = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    first.start()
+    first.stop()
+    for promise in PROMISES:
+        base = os.path.join(sys.argv[1], promise.__name__)
+        DIRECTORY = os.path.join(base, "traces")
+        os.makedirs(DIRECTORY)
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            with open(os.path.join(base, "output"), "w", encoding="utf-8") as output:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+            promise()
+            # The end of the interpreter belongs to the promise.
+            return
+        _, status = os.waitpid(child, 0)
+        with open(os.path.join(base, "output"), encoding="utf-8", errors="replace") as output:
+            said = output.read()
+        signalled = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        print(json.dumps({"promise": promise.__name__, "signal": signalled, "code": code, "said": said}))
+
+
+if __name__ == "__main__":
+    main()
