@@ -3,5 +3,7 @@
 pub mod disk;
 pub mod gpu;
 pub mod metrics;
+pub mod nvml;
 pub mod process;
+pub mod sampler;
 pub mod tail;
