@@ -99,7 +99,10 @@ pub async fn folder_size_within(folder: PathBuf, deadline: Duration) -> Reading<
 
 /// Runs `work` on a thread of its own and stops waiting after `deadline`; a thread that never returns is lost, which
 /// tokio's pool of blocking threads would wait for at its end.
-async fn within<T: Send + 'static>(deadline: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+async fn within<T: Send + 'static>(
+    deadline: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     let (tell, told) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("disk".to_owned()).spawn(move || drop(tell.send(work()))).ok()?;
     tokio::time::timeout(deadline, told).await.ok()?.ok()

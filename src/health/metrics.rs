@@ -126,12 +126,15 @@ pub async fn scrape(client: &Client, base_url: &str) -> Reading<EngineSample> {
 }
 
 async fn page(client: &Client, url: &str) -> Result<String, String> {
-    let mut response = client.get(url).send().await.map_err(|error| format!("GET {url}: {}", explain(&error)))?;
+    let mut response =
+        client.get(url).send().await.map_err(|error| format!("GET {url}: {}", explain(&error)))?;
     if response.status() != StatusCode::OK {
         return Err(format!("GET {url}: HTTP status {}", response.status().as_u16()));
     }
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| format!("GET {url}: {}", explain(&error)))? {
+    while let Some(chunk) =
+        response.chunk().await.map_err(|error| format!("GET {url}: {}", explain(&error)))?
+    {
         if body.len() + chunk.len() > MAX_BODY {
             return Err(format!("GET {url}: more than {} MiB, which is no metrics page", MAX_BODY >> 20));
         }
@@ -216,14 +219,17 @@ mod tests {
 
     #[test]
     fn engines_are_added_up_and_the_fullest_cache_counts() {
-        let Reading::Value(sample) = parse(&page_of(&[(10.0, 0.25), (5.0, 0.75)])) else { panic!("no value") };
+        let Reading::Value(sample) = parse(&page_of(&[(10.0, 0.25), (5.0, 0.75)])) else {
+            panic!("no value")
+        };
         assert_eq!((sample.iterations, sample.prompt_tokens, sample.generation_tokens), (15.0, 15.0, 15.0));
         assert_eq!((sample.running, sample.waiting, sample.kv_usage), (1.0, 1.0, 0.75));
     }
 
     #[test]
     fn a_line_without_labels_and_one_with_a_time_are_read() {
-        let text = page_of(&[(1.0, 1.0)]).replace("vllm:prompt_tokens_total{", "vllm:prompt_tokens_total 7 17000\n#{");
+        let text = page_of(&[(1.0, 1.0)])
+            .replace("vllm:prompt_tokens_total{", "vllm:prompt_tokens_total 7 17000\n#{");
         let Reading::Value(sample) = parse(&text) else { panic!("no value") };
         assert_eq!(sample.prompt_tokens, 7.0);
     }

@@ -121,13 +121,16 @@ struct Library {
 
 impl Library {
     fn each<T>(&mut self, read: impl Fn(u32, &Device<'_>) -> T) -> Reading<Vec<T>> {
-        let nvml = self.nvml.get_or_insert_with(|| Nvml::init().map_err(|error| format!("NVML: {}", chain(&error))));
+        let nvml =
+            self.nvml.get_or_insert_with(|| Nvml::init().map_err(|error| format!("NVML: {}", chain(&error))));
         let nvml = match nvml {
             Ok(nvml) => nvml,
             Err(why) => return Reading::Unavailable { why: why.clone() },
         };
         let all = nvml.device_count().and_then(|count| {
-            (0..count).map(|index| Ok(read(index, &nvml.device_by_index(index)?))).collect::<Result<Vec<T>, _>>()
+            (0..count)
+                .map(|index| Ok(read(index, &nvml.device_by_index(index)?)))
+                .collect::<Result<Vec<T>, _>>()
         });
         match all {
             Ok(all) => Reading::Value(all),
@@ -168,7 +171,10 @@ impl Driver for Library {
                 gpu,
                 util: reading("utilisation", rates().map(|rates| rates.gpu)),
                 mem_util: reading("memory utilisation", rates().map(|rates| rates.memory)),
-                power_w: reading("power", device.power_usage().map(|milliwatts| f64::from(milliwatts) / 1000.0)),
+                power_w: reading(
+                    "power",
+                    device.power_usage().map(|milliwatts| f64::from(milliwatts) / 1000.0),
+                ),
                 mem_used: reading("memory", memory().map(|memory| memory.used)),
                 mem_total: reading("memory", memory().map(|memory| memory.total)),
             }

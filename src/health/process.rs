@@ -98,14 +98,17 @@ pub fn parse_status(text: &str) -> Status {
     for line in text.lines() {
         let Some((key, value)) = line.split_once(':') else { continue };
         let value = value.trim();
-        let kib = || value.strip_suffix(" kB").and_then(|kib| kib.trim().parse::<u64>().ok()).map(|kib| kib * 1024);
+        let kib =
+            || value.strip_suffix(" kB").and_then(|kib| kib.trim().parse::<u64>().ok()).map(|kib| kib * 1024);
         match key {
             "VmRSS" => status.rss = kib(),
             "VmHWM" => status.rss_peak = kib(),
             "VmSwap" => status.swap = kib(),
             "voluntary_ctxt_switches" => status.voluntary_switches = value.parse().ok(),
             "nonvoluntary_ctxt_switches" => status.involuntary_switches = value.parse().ok(),
-            "NSpid" => status.ns_pids = value.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect(),
+            "NSpid" => {
+                status.ns_pids = value.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+            }
             _ => {}
         }
     }
@@ -286,7 +289,10 @@ mod tests {
     fn stat_gives_the_fields_of_the_manual_page() {
         let stat = parse_stat(STAT).unwrap();
         assert_eq!(stat.proc, ProcId { pid: 4242, start: 987_654 });
-        assert_eq!((stat.comm.as_str(), stat.state, stat.ppid, stat.pgrp), ("VLLM::EngineCor", 'R', 4200, 4200));
+        assert_eq!(
+            (stat.comm.as_str(), stat.state, stat.ppid, stat.pgrp),
+            ("VLLM::EngineCor", 'R', 4200, 4200)
+        );
         assert_eq!((stat.ticks, stat.threads, stat.rss_pages), (300, 48, 417_792));
     }
 
@@ -306,7 +312,8 @@ mod tests {
 
     #[test]
     fn status_reads_memory_in_bytes_and_leaves_unknown_what_is_not_there() {
-        let status = parse_status("Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\nNSpid:\t77\t5\nnonsense\n");
+        let status =
+            parse_status("Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\nNSpid:\t77\t5\nnonsense\n");
         assert_eq!((status.rss, status.rss_peak, status.swap), (Some(1 << 20), Some(2 << 20), None));
         assert_eq!(status.ns_pids, [77, 5]);
     }
@@ -321,7 +328,10 @@ mod tests {
 
     #[test]
     fn a_hidden_wait_channel_is_unknown() {
-        assert_eq!((parse_wchan("0"), parse_wchan(""), parse_wchan("futex_wait")), (None, None, Some("futex_wait")));
+        assert_eq!(
+            (parse_wchan("0"), parse_wchan(""), parse_wchan("futex_wait")),
+            (None, None, Some("futex_wait"))
+        );
     }
 
     #[test]
