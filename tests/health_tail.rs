@@ -150,7 +150,7 @@ fn perform(action: &Action, number: usize, model: &mut Model, real: &mut Real) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_file_that_is_written_rotated_deleted_and_cut_is_read_as_the_model_says(actions in actions()) {

@@ -36,12 +36,11 @@ pub struct FolderSize {
 pub fn space(path: &Path) -> std::io::Result<Space> {
     let existing = path.ancestors().find(|parent| parent.exists()).unwrap_or(Path::new("/"));
     let stat = nix::sys::statvfs::statvfs(existing).map_err(std::io::Error::from)?;
-    // The fields are of other types on other platforms.
-    let unit = u64::from(stat.fragment_size());
+    let unit = stat.fragment_size();
     Ok(Space {
-        free: u64::from(stat.blocks_available()).saturating_mul(unit),
-        total: u64::from(stat.blocks()).saturating_mul(unit),
-        free_files: (stat.files() > 0).then(|| u64::from(stat.files_available())),
+        free: stat.blocks_available().saturating_mul(unit),
+        total: stat.blocks().saturating_mul(unit),
+        free_files: (stat.files() > 0).then(|| stat.files_available()),
     })
 }
 
