@@ -1,7 +1,11 @@
 //! The senses. Each edge turns what it reads into samples; unknown is a value, never 0.
 
 pub mod disk;
+pub mod follow;
 pub mod gpu;
+pub mod lines;
 pub mod metrics;
+pub mod nvml;
 pub mod process;
+pub mod sampler;
 pub mod tail;

@@ -1,0 +1,125 @@
+//! Asks every sense once an interval and tells what it said as events. Each sense has a task of its own, so a server
+//! that answers late or a driver that does not answer holds up neither the others nor anybody else.
+
+use super::gpu::GpuSource;
+use super::process::Sampler;
+use super::{metrics, metrics::scrape};
+use crate::event::{EventKind, ProcId, Reading};
+use std::time::Duration;
+use tokio::sync::{mpsc::UnboundedSender, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Interval, MissedTickBehavior};
+
+/// What is sampled.
+pub struct SamplerConfig {
+    /// `http://127.0.0.1:8000`, or `None` while no server is expected to answer.
+    pub base_url: watch::Receiver<Option<String>>,
+    /// The processes of the tree.
+    pub processes: watch::Receiver<Vec<ProcId>>,
+    /// Where GPU samples come from.
+    pub gpu: Box<dyn GpuSource>,
+    /// Time between two samples of each sense.
+    pub interval: Duration,
+}
+
+impl SamplerConfig {
+    /// Once a second.
+    pub fn new(
+        base_url: watch::Receiver<Option<String>>,
+        processes: watch::Receiver<Vec<ProcId>>,
+        gpu: Box<dyn GpuSource>,
+    ) -> Self {
+        Self { base_url, processes, gpu, interval: Duration::from_secs(1) }
+    }
+}
+
+/// Sampling stops when this is dropped.
+#[derive(Debug)]
+pub struct SamplerHandle {
+    tasks: [JoinHandle<()>; 3],
+}
+
+impl Drop for SamplerHandle {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// Starts the tasks on the current runtime. They also end when nobody receives the events any more.
+pub fn spawn(config: SamplerConfig, events: UnboundedSender<EventKind>) -> reqwest::Result<SamplerHandle> {
+    let SamplerConfig { base_url, processes, gpu, interval } = config;
+    let client = metrics::client()?;
+    Ok(SamplerHandle {
+        tasks: [
+            tokio::spawn(sample_engine(client, base_url, ticks(interval), events.clone())),
+            tokio::spawn(sample_processes(processes, ticks(interval), events.clone())),
+            tokio::spawn(sample_gpus(gpu, ticks(interval), events)),
+        ],
+    })
+}
+
+fn ticks(interval: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(interval);
+    // After a stall one sample is as good as the five that were missed.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+async fn sample_engine(
+    client: reqwest::Client,
+    base_url: watch::Receiver<Option<String>>,
+    mut ticks: Interval,
+    events: UnboundedSender<EventKind>,
+) {
+    loop {
+        ticks.tick().await;
+        let url = base_url.borrow().clone();
+        let Some(url) = url else {
+            if events.is_closed() {
+                return;
+            }
+            continue;
+        };
+        if events.send(EventKind::EngineSampled(scrape(&client, &url).await)).is_err() {
+            return;
+        }
+    }
+}
+
+async fn sample_processes(
+    processes: watch::Receiver<Vec<ProcId>>,
+    mut ticks: Interval,
+    events: UnboundedSender<EventKind>,
+) {
+    let mut sampler = Sampler::new();
+    loop {
+        ticks.tick().await;
+        let processes = sampler.sample(&processes.borrow());
+        if events.send(EventKind::ProcessesSampled { processes }).is_err() {
+            return;
+        }
+    }
+}
+
+async fn sample_gpus(mut gpu: Box<dyn GpuSource>, mut ticks: Interval, events: UnboundedSender<EventKind>) {
+    let mut last_was_missing = false;
+    loop {
+        ticks.tick().await;
+        let reading = gpu.sample().await;
+        // A machine without a driver says so once, not once a second for a whole night. A driver that stops answering
+        // is Stale and is told every time.
+        let missing = matches!(reading, Reading::Unavailable { .. });
+        if missing && last_was_missing {
+            if events.is_closed() {
+                return;
+            }
+            continue;
+        }
+        last_was_missing = missing;
+        if events.send(EventKind::GpusSampled(reading)).is_err() {
+            return;
+        }
+    }
+}
