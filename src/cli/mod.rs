@@ -13,7 +13,10 @@ pub fn main(arguments: &[String]) -> ExitCode {
         Some("salvage") => {
             use clap::{Args, FromArgMatches};
             let command = salvage::Args::augment_args(clap::Command::new("salvage"));
-            match command.try_get_matches_from(&arguments[1..]).and_then(|m| salvage::Args::from_arg_matches(&m)) {
+            match command
+                .try_get_matches_from(&arguments[1..])
+                .and_then(|m| salvage::Args::from_arg_matches(&m))
+            {
                 Ok(args) => salvage::run(&args),
                 Err(error) => {
                     // Where help or usage is printed to cannot be told any better.

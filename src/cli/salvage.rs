@@ -43,7 +43,8 @@ pub fn run(args: &Args) -> ExitCode {
     let records = salvage(&args.paths, &options);
     bar.clear();
     let text = if args.json {
-        serde_json::to_string_pretty(&records).map_or_else(|e| format!("{{\"error\": \"{e}\"}}"), |t| t + "\n")
+        serde_json::to_string_pretty(&records)
+            .map_or_else(|e| format!("{{\"error\": \"{e}\"}}"), |t| t + "\n")
     } else {
         table(&records)
     };
@@ -64,7 +65,8 @@ struct Bar {
 impl Bar {
     fn show(&self, path: &Path, done: u64, total: u64) {
         let now = crate::time::instant_now();
-        let recent = self.last.get().is_some_and(|last| now.duration_since(last) < Duration::from_millis(200));
+        let recent =
+            self.last.get().is_some_and(|last| now.duration_since(last) < Duration::from_millis(200));
         if total < BAR_FROM || recent {
             return;
         }

@@ -298,7 +298,10 @@ fn one(trace: &Trace, target: &Path, options: &Options<'_>) -> Salvaged {
     }
     let Some((half, exam)) = best else {
         let (path, why) = failed.map_or((target, None), |(half, error)| (&*half.path, Some(error)));
-        return blank(path, Some(why.map_or("there is no half".to_owned(), |e| format!("cannot read it: {e}"))));
+        return blank(
+            path,
+            Some(why.map_or("there is no half".to_owned(), |e| format!("cannot read it: {e}"))),
+        );
     };
     let mut record = describe(trace, half, &exam);
     if let Some((other, error)) = failed {
@@ -321,8 +324,7 @@ fn describe(trace: &Trace, half: &Half, exam: &Exam) -> Salvaged {
     let mut notes: Vec<String> = Vec::new();
     let events = exam.facts.events;
     let temporary = half.is_temporary();
-    let named = trace.named().is_some_and(|named| named.path == half.path);
-    let status = if exam.is_whole() && !temporary && named {
+    let status = if exam.is_whole() && !temporary {
         Status::Complete
     } else if events == 0 && exam.facts.oddities == 0 && !exam.is_whole() {
         Status::NothingToSave
@@ -371,7 +373,9 @@ fn describe(trace: &Trace, half: &Half, exam: &Exam) -> Salvaged {
         notes.push("the gzip is damaged: what follows the damage is not believed".to_owned());
     }
     if exam.members.iter().any(|member| member.fate == Fate::WrongSum) && exam.distrust.is_empty() {
-        notes.push("the checksum is wrong although everything reads well: single values may be false".to_owned());
+        notes.push(
+            "the checksum is wrong although everything reads well: single values may be false".to_owned(),
+        );
     }
     if exam.garbage > 0 {
         notes.push(format!("{} bytes behind the gzip were ignored", exam.garbage));

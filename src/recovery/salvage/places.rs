@@ -216,9 +216,10 @@ fn pair(halves: Vec<Half>) -> Vec<Trace> {
     let mut merged: Vec<Trace> = Vec::new();
     for trace in traces {
         let same = |other: &Trace| {
-            trace.halves.iter().any(|a| {
-                a.trace_id.is_some() && other.halves.iter().any(|b| a.trace_id == b.trace_id)
-            })
+            trace
+                .halves
+                .iter()
+                .any(|a| a.trace_id.is_some() && other.halves.iter().any(|b| a.trace_id == b.trace_id))
         };
         match merged.iter().position(same) {
             Some(index) => merged[index].halves.extend(trace.halves),

@@ -198,9 +198,18 @@ impl Attempt<'_> {
 
 /// Whether a guessed string took fields of its event with it.
 fn swallows(content: &[u8]) -> bool {
-    [&b"\"ph\":"[..], b"\"cat\":", b"\"name\":", b"\"pid\":", b"\"tid\":", b"\"ts\":", b"\"dur\":", b"\"args\":"]
-        .iter()
-        .any(|field| memchr::memmem::find(content, field).is_some())
+    [
+        &b"\"ph\":"[..],
+        b"\"cat\":",
+        b"\"name\":",
+        b"\"pid\":",
+        b"\"tid\":",
+        b"\"ts\":",
+        b"\"dur\":",
+        b"\"args\":",
+    ]
+    .iter()
+    .any(|field| memchr::memmem::find(content, field).is_some())
 }
 
 /// Writes the inside of a string so that it is strict: what is valid stays as it is.

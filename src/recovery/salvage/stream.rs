@@ -5,7 +5,7 @@
 //! Pure.
 
 use super::repair;
-use super::scan::{Cursor, ENTRY_DEPTH, EVENT_DEPTH, Event, Stop};
+use super::scan::{Cursor, ENTRY_DEPTH, EVENT_DEPTH, Event, Habits, Stop};
 use memchr::memmem;
 
 /// The largest event or entry that is kept whole. Kineto's reach some ten kilobytes.
@@ -101,6 +101,7 @@ pub struct Walker {
     depth: u32,
     saw_list: bool,
     list_closed: bool,
+    habits: Habits,
     /// What was wrong so far.
     pub damage: Damage,
 }
@@ -122,6 +123,7 @@ impl Walker {
             depth: EVENT_DEPTH,
             saw_list: false,
             list_closed: false,
+            habits: Habits::default(),
             damage: Damage::default(),
         }
     }
@@ -228,7 +230,7 @@ impl Walker {
                         self.wrong(from);
                         self.damage.commas += 1;
                     }
-                    if !cursor.event(&mut event, self.depth) || event.doubled {
+                    if !cursor.usual_event(&mut event, self.depth, &mut self.habits) || event.doubled {
                         let stop = if event.doubled { Stop::Bad } else { cursor.stop };
                         return self.trouble(data, from, cursor.pos, stop, last, sink);
                     }
@@ -424,9 +426,24 @@ impl Walker {
                 if !cursor.value(ENTRY_DEPTH) {
                     return self.entry_trouble(part, data, from, Some((key, value)), &cursor, last, sink);
                 }
-                sink.entry(part, key, &data[value..cursor.pos]);
+                let end = cursor.pos;
+                cursor.blank();
+                match cursor.peek() {
+                    Some(b',' | b'}') => {}
+                    None if !last && data.len() - from < LARGEST => {
+                        return Next::Want { from, len: 2 * (data.len() - from) };
+                    }
+                    None => {}
+                    // The value goes on behind what looked like its end: an unescaped quote.
+                    Some(_) => {
+                        cursor.stop = Stop::Bad;
+                        let entry = Some((key, value));
+                        return self.entry_trouble(part, data, from, entry, &cursor, last, sink);
+                    }
+                }
+                sink.entry(part, key, &data[value..end]);
                 self.slot = Slot::AfterValue;
-                Next::Go(cursor.pos)
+                Next::Go(end)
             }
             Some(_) => {
                 cursor.stop = Stop::Bad;
@@ -481,9 +498,9 @@ impl Walker {
         };
         // An event may begin before the line that looks like the next entry: then the list was missed.
         if next > from
-            && candidates(data, error).next().is_some_and(|event| {
-                event < next && is_event_key(data[event + 1..].trim_ascii_start())
-            })
+            && candidates(data, error)
+                .next()
+                .is_some_and(|event| event < next && is_event_key(data[event + 1..].trim_ascii_start()))
         {
             self.place = Place::Lost;
             return Next::Go(from);
