@@ -1,1 +1,16 @@
-//! Not built yet.
+//! Trace repair: nothing that reached the disk is lost. `places` finds the halves, `source` opens them, `stream` walks
+//! through one (`scan` below it, `repair` beside it), `facts` remembers what a cut trace lacks, `weave` makes the
+//! output, `write` puts it on the disk, `job` does one trace after the other.
+
+pub mod compress;
+pub mod facts;
+pub mod job;
+pub mod places;
+pub mod repair;
+pub mod scan;
+pub mod source;
+pub mod stream;
+pub mod weave;
+pub mod write;
+
+pub use job::{Options, Salvaged, Status, salvage, salvage_folder};

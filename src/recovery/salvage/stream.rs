@@ -1,0 +1,546 @@
+//! Walks through a trace of any length: document entries, events, document entries. What is whole is handed on, what
+//! is mendable is mended, and after damage it looks for the next event. Bytes are pushed in; nothing is kept but a
+//! few counters, so memory is what the caller's window is.
+//!
+//! Pure.
+
+use super::repair;
+use super::scan::{Cursor, ENTRY_DEPTH, EVENT_DEPTH, Event, Habits, Stop};
+use memchr::memmem;
+
+/// The largest event or entry that is kept whole. Kineto's reach some ten kilobytes.
+pub const LARGEST: usize = 8 << 20;
+/// How far behind an error the next event is looked for before mending is given up.
+const MEND_WINDOW: usize = 64 << 10;
+/// Bytes kept when nothing was found: what decides about the next candidate may lie before it.
+const LOOK_BACK: usize = 64;
+
+/// Which entries of the document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Before the events.
+    Head,
+    /// After them.
+    Foot,
+}
+
+/// Takes what the walk finds.
+pub trait Sink {
+    /// An entry of the document; `key` is without quotes, `value` is strict JSON.
+    fn entry(&mut self, part: Part, key: &[u8], value: &[u8]);
+    /// A whole event; its spans lie in `text`.
+    fn event(&mut self, event: &Event, text: &[u8]);
+    /// An element of the event list that is no object.
+    fn oddity(&mut self, text: &[u8]);
+}
+
+/// Where in a document the walk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Before the first byte that counts.
+    Start,
+    /// Entries before the events.
+    Head,
+    /// The event list.
+    Events,
+    /// Damage: looking for the next event.
+    Lost,
+    /// Entries after the events.
+    Foot,
+    /// The document was closed.
+    Done,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    First,
+    AfterValue,
+    AfterComma,
+}
+
+/// What was wrong, in counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// Offset of the first byte that is not as it should be.
+    pub first: Option<u64>,
+    /// Events and entries that were mended.
+    pub mended: u64,
+    /// Missing or surplus commas.
+    pub commas: u64,
+    /// Bytes that belong to nothing that was kept.
+    pub lost_bytes: u64,
+    /// Events of which something was there but that could not be kept.
+    pub lost_events: u64,
+    /// Entries of the document that could not be kept.
+    pub lost_entries: u64,
+}
+
+/// Answer to [`Walker::feed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fed {
+    /// Bytes of the slice that are done with.
+    pub used: usize,
+    /// How long the next slice must at least be, counted after the used bytes.
+    pub want: usize,
+}
+
+enum Next {
+    Go(usize),
+    Want { from: usize, len: usize },
+    End,
+}
+
+/// The walk. Feed it slices that begin where the last one was used up to.
+#[derive(Debug, Clone)]
+pub struct Walker {
+    place: Place,
+    slot: Slot,
+    /// Offset of the slice in the whole.
+    at: u64,
+    array: bool,
+    depth: u32,
+    saw_list: bool,
+    list_closed: bool,
+    habits: Habits,
+    /// What was wrong so far.
+    pub damage: Damage,
+}
+
+impl Default for Walker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Walker {
+    /// At the beginning of a document.
+    pub fn new() -> Self {
+        Self {
+            place: Place::Start,
+            slot: Slot::First,
+            at: 0,
+            array: false,
+            depth: EVENT_DEPTH,
+            saw_list: false,
+            list_closed: false,
+            habits: Habits::default(),
+            damage: Damage::default(),
+        }
+    }
+
+    /// Where the walk ended.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Whether an event list was ever entered.
+    pub fn saw_list(&self) -> bool {
+        self.saw_list
+    }
+
+    /// Whether the event list was closed, so that no event can be missing at its end.
+    pub fn list_closed(&self) -> bool {
+        self.list_closed
+    }
+
+    /// Whether the document is an array of events and no more.
+    pub fn is_array(&self) -> bool {
+        self.array
+    }
+
+    /// Whether everything was as a strict reader wants it.
+    pub fn is_whole(&self) -> bool {
+        self.place == Place::Done && self.damage == Damage::default()
+    }
+
+    /// Walks as far as `data` goes; `last` says that nothing follows it.
+    pub fn feed<S: Sink>(&mut self, data: &[u8], last: bool, sink: &mut S) -> Fed {
+        let mut pos = 0;
+        loop {
+            let next = match self.place {
+                Place::Start => self.start(data, pos, last),
+                Place::Head => self.entries(Part::Head, data, pos, last, sink),
+                Place::Events => self.events(data, pos, last, sink),
+                Place::Lost => self.lost(data, pos, last, sink),
+                Place::Foot => self.entries(Part::Foot, data, pos, last, sink),
+                Place::Done => self.done(data, pos),
+            };
+            match next {
+                Next::Go(to) => pos = to,
+                Next::Want { from, len } if !last => {
+                    self.at += from as u64;
+                    return Fed { used: from, want: len.max(data.len() - from + 1) };
+                }
+                Next::Want { .. } | Next::End => {
+                    self.at += data.len() as u64;
+                    return Fed { used: data.len(), want: 1 };
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn wrong(&mut self, pos: usize) {
+        self.damage.first.get_or_insert(self.at + pos as u64);
+    }
+
+    fn start(&mut self, data: &[u8], pos: usize, last: bool) -> Next {
+        if pos == 0 && self.at == 0 && data.len() < 3 && !last {
+            return Next::Want { from: 0, len: 3 };
+        }
+        let mark = if pos == 0 && self.at == 0 && data.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+        let mut cursor = Cursor::new(data, pos + mark);
+        cursor.blank();
+        match cursor.peek() {
+            Some(b'{') => {
+                if mark > 0 {
+                    // A byte-order mark is not JSON: the copy goes without.
+                    self.wrong(0);
+                    self.damage.mended += 1;
+                }
+                self.place = Place::Head;
+            }
+            Some(b'[') => {
+                self.array = true;
+                self.depth = EVENT_DEPTH + 1;
+                self.saw_list = true;
+                self.place = Place::Events;
+            }
+            Some(_) => {
+                self.wrong(cursor.pos);
+                self.place = Place::Lost;
+                return Next::Go(cursor.pos);
+            }
+            None => return Next::Want { from: cursor.pos, len: 1 },
+        }
+        self.slot = Slot::First;
+        Next::Go(cursor.pos + 1)
+    }
+
+    #[inline]
+    fn events<S: Sink>(&mut self, data: &[u8], pos: usize, last: bool, sink: &mut S) -> Next {
+        let mut cursor = Cursor::new(data, pos);
+        let mut event = Event::default();
+        loop {
+            cursor.blank();
+            let from = cursor.pos;
+            match cursor.peek() {
+                Some(b'{') => {
+                    if self.slot == Slot::AfterValue {
+                        self.wrong(from);
+                        self.damage.commas += 1;
+                    }
+                    if !cursor.usual_event(&mut event, self.depth, &mut self.habits) || event.doubled {
+                        let stop = if event.doubled { Stop::Bad } else { cursor.stop };
+                        return self.trouble(data, from, cursor.pos, stop, last, sink);
+                    }
+                    sink.event(&event, data);
+                    self.slot = Slot::AfterValue;
+                }
+                Some(b',') => {
+                    if self.slot != Slot::AfterValue {
+                        self.wrong(from);
+                        self.damage.commas += 1;
+                    }
+                    self.slot = Slot::AfterComma;
+                    cursor.pos += 1;
+                }
+                Some(b']') => {
+                    if self.slot == Slot::AfterComma {
+                        self.wrong(from);
+                        self.damage.commas += 1;
+                    }
+                    self.list_closed = true;
+                    self.slot = Slot::AfterValue;
+                    self.place = if self.array { Place::Done } else { Place::Foot };
+                    return Next::Go(from + 1);
+                }
+                Some(_) => return self.stranger(data, from, last, sink),
+                None => return Next::Want { from, len: 1 },
+            }
+        }
+    }
+
+    /// Something in the event list that is no object. Strict JSON allows it, so an undamaged document keeps it.
+    #[cold]
+    fn stranger<S: Sink>(&mut self, data: &[u8], from: usize, last: bool, sink: &mut S) -> Next {
+        let mut cursor = Cursor::new(data, from);
+        if self.damage == Damage::default() && self.slot != Slot::AfterValue {
+            let read = cursor.value(self.depth);
+            let end = cursor.pos;
+            if read {
+                cursor.blank();
+            }
+            match cursor.peek() {
+                Some(b',' | b']') if read => {
+                    sink.oddity(&data[from..end]);
+                    self.slot = Slot::AfterValue;
+                    return Next::Go(end);
+                }
+                None if (read || cursor.stop == Stop::More) && !last && data.len() - from < LARGEST => {
+                    return Next::Want { from, len: 2 * (data.len() - from) };
+                }
+                _ => {}
+            }
+        }
+        self.wrong(from);
+        self.place = Place::Lost;
+        Next::Go(from)
+    }
+
+    /// An event did not read to its end.
+    #[cold]
+    fn trouble<S: Sink>(
+        &mut self,
+        data: &[u8],
+        from: usize,
+        error: usize,
+        stop: Stop,
+        last: bool,
+        sink: &mut S,
+    ) -> Next {
+        let room = !last && data.len() - from < LARGEST;
+        if stop == Stop::More && room {
+            return Next::Want { from, len: 2 * (data.len() - from) };
+        }
+        if stop == Stop::Bad {
+            self.wrong(from);
+            let next = candidates(data, error).next();
+            if next.is_none() && room && data.len() - error < MEND_WINDOW {
+                return Next::Want { from, len: error - from + MEND_WINDOW };
+            }
+            let text = &data[from..next.unwrap_or(data.len())];
+            if let Some((mended, used)) = repair::event(text) {
+                let mut event = Event::default();
+                if Cursor::new(&mended, 0).event(&mut event, self.depth) && !event.doubled {
+                    self.damage.mended += 1;
+                    sink.event(&event, &mended);
+                    self.slot = Slot::AfterValue;
+                    return Next::Go(from + used);
+                }
+            }
+        }
+        // The broken event itself is counted here, what else goes with it as it passes by.
+        self.damage.lost_events += 1;
+        self.damage.lost_bytes += 1;
+        self.place = Place::Lost;
+        let head = memmem::find(&data[from..(from + 256).min(data.len())], b"\"ph\"").map_or(1, |at| at + 4);
+        self.damage.lost_bytes += head as u64 - 1;
+        Next::Go(from + head)
+    }
+
+    /// Looks for the next event, or for the end of the document.
+    #[cold]
+    fn lost<S: Sink>(&mut self, data: &[u8], pos: usize, last: bool, sink: &mut S) -> Next {
+        let mut event = Event::default();
+        for from in candidates(data, pos) {
+            let mut cursor = Cursor::new(data, from);
+            if cursor.event(&mut event, self.depth) {
+                if event.plausible(data) && !event.doubled {
+                    if let Some(next) = self.footer(data, pos, from) {
+                        return next;
+                    }
+                    self.skip(&data[pos..from]);
+                    sink.event(&event, data);
+                    self.saw_list = true;
+                    self.slot = Slot::AfterValue;
+                    self.place = Place::Events;
+                    return Next::Go(cursor.pos);
+                }
+            } else if cursor.stop == Stop::More && !last && data.len() - from < LARGEST {
+                if let Some(next) = self.footer(data, pos, from) {
+                    return next;
+                }
+                self.skip(&data[pos..from]);
+                return Next::Want { from, len: 2 * (data.len() - from) };
+            }
+        }
+        if let Some(next) = self.footer(data, pos, data.len()) {
+            return next;
+        }
+        let keep = if last { data.len() } else { data.len().saturating_sub(LOOK_BACK).max(pos) };
+        self.skip(&data[pos..keep]);
+        if last { Next::End } else { Next::Want { from: keep, len: LOOK_BACK + 1 } }
+    }
+
+    /// The name of the trace stands behind the events in every layout of Kineto.
+    fn footer(&mut self, data: &[u8], pos: usize, until: usize) -> Option<Next> {
+        if self.array {
+            return None;
+        }
+        let at = memmem::find(&data[pos..until], b"\"traceName\"")? + pos;
+        self.skip(&data[pos..at]);
+        self.list_closed = true;
+        self.place = Place::Foot;
+        self.slot = Slot::AfterComma;
+        Some(Next::Go(at))
+    }
+
+    fn skip(&mut self, text: &[u8]) {
+        let solid = text.iter().any(|b| !b.is_ascii_whitespace());
+        if solid {
+            self.damage.lost_bytes += text.len() as u64;
+            self.damage.lost_events += memmem::find_iter(text, b"\"ph\"").count() as u64;
+        }
+    }
+
+    fn entries<S: Sink>(&mut self, part: Part, data: &[u8], pos: usize, last: bool, sink: &mut S) -> Next {
+        let mut cursor = Cursor::new(data, pos);
+        cursor.blank();
+        let from = cursor.pos;
+        match cursor.peek() {
+            Some(b'}') => {
+                if self.slot == Slot::AfterComma {
+                    self.wrong(from);
+                    self.damage.commas += 1;
+                }
+                self.place = Place::Done;
+                Next::Go(from + 1)
+            }
+            Some(b',') => {
+                if self.slot != Slot::AfterValue {
+                    self.wrong(from);
+                    self.damage.commas += 1;
+                }
+                self.slot = Slot::AfterComma;
+                Next::Go(from + 1)
+            }
+            Some(b'"') => {
+                if self.slot == Slot::AfterValue {
+                    self.wrong(from);
+                    self.damage.commas += 1;
+                }
+                let Some(key) = cursor.key() else {
+                    return self.entry_trouble(part, data, from, None, &cursor, last, sink);
+                };
+                if part == Part::Head && key == b"traceEvents" && cursor.peek() == Some(b'[') {
+                    self.saw_list = true;
+                    self.place = Place::Events;
+                    self.slot = Slot::First;
+                    return Next::Go(cursor.pos + 1);
+                }
+                if part == Part::Head && key == b"traceEvents" && cursor.peek().is_none() && !last {
+                    return Next::Want { from, len: 2 * (data.len() - from) };
+                }
+                let value = cursor.pos;
+                if !cursor.value(ENTRY_DEPTH) {
+                    return self.entry_trouble(part, data, from, Some((key, value)), &cursor, last, sink);
+                }
+                let end = cursor.pos;
+                cursor.blank();
+                match cursor.peek() {
+                    Some(b',' | b'}') => {}
+                    None if !last && data.len() - from < LARGEST => {
+                        return Next::Want { from, len: 2 * (data.len() - from) };
+                    }
+                    None => {}
+                    // The value goes on behind what looked like its end: an unescaped quote.
+                    Some(_) => {
+                        cursor.stop = Stop::Bad;
+                        let entry = Some((key, value));
+                        return self.entry_trouble(part, data, from, entry, &cursor, last, sink);
+                    }
+                }
+                sink.entry(part, key, &data[value..end]);
+                self.slot = Slot::AfterValue;
+                Next::Go(end)
+            }
+            Some(_) => {
+                cursor.stop = Stop::Bad;
+                self.entry_trouble(part, data, from, None, &cursor, last, sink)
+            }
+            None => Next::Want { from, len: 1 },
+        }
+    }
+
+    #[cold]
+    #[expect(clippy::too_many_arguments, reason = "one call site's local state")]
+    fn entry_trouble<S: Sink>(
+        &mut self,
+        part: Part,
+        data: &[u8],
+        from: usize,
+        entry: Option<(&[u8], usize)>,
+        cursor: &Cursor<'_>,
+        last: bool,
+        sink: &mut S,
+    ) -> Next {
+        let error = cursor.pos;
+        let room = !last && data.len() - from < LARGEST;
+        if cursor.stop == Stop::More && room {
+            return Next::Want { from, len: 2 * (data.len() - from) };
+        }
+        let line = next_key_line(data, error);
+        if line.is_none() && room && data.len() - error < MEND_WINDOW {
+            return Next::Want { from, len: error - from + MEND_WINDOW };
+        }
+        self.wrong(from);
+        let end = line.unwrap_or(data.len());
+        if let Some((key, value)) = entry
+            && cursor.stop == Stop::Bad
+            && let Some((mended, used)) = repair::value(&data[value..end])
+        {
+            self.damage.mended += 1;
+            sink.entry(part, key, &mended);
+            self.slot = Slot::AfterValue;
+            return Next::Go(value + used);
+        }
+        let next = match line {
+            Some(line) if !is_event_key(&data[line..]) => {
+                self.damage.lost_entries += 1;
+                self.slot = Slot::AfterComma;
+                line
+            }
+            _ => {
+                self.place = Place::Lost;
+                from
+            }
+        };
+        // An event may begin before the line that looks like the next entry: then the list was missed.
+        if next > from
+            && candidates(data, error)
+                .next()
+                .is_some_and(|event| event < next && is_event_key(data[event + 1..].trim_ascii_start()))
+        {
+            self.place = Place::Lost;
+            return Next::Go(from);
+        }
+        self.skip(&data[from..next]);
+        Next::Go(next)
+    }
+
+    fn done(&mut self, data: &[u8], pos: usize) -> Next {
+        let mut cursor = Cursor::new(data, pos);
+        cursor.blank();
+        if cursor.pos < data.len() {
+            self.wrong(cursor.pos);
+            self.damage.lost_bytes += (data.len() - cursor.pos) as u64;
+        }
+        Next::Want { from: data.len(), len: 1 }
+    }
+}
+
+/// Positions from `pos` on where an event may begin: an opening brace at the start of a line or of a list element,
+/// followed by a key.
+fn candidates(data: &[u8], pos: usize) -> impl Iterator<Item = usize> + '_ {
+    memchr::memchr_iter(b'{', &data[pos..]).map(move |at| at + pos).filter(move |&at| {
+        let before = data[..at].iter().rev().take(LOOK_BACK).find(|b| !matches!(b, b' ' | b'\t' | b'\r'));
+        let after = data[at + 1..].iter().take(LOOK_BACK).find(|b| !b.is_ascii_whitespace());
+        matches!(before, None | Some(b'\n' | b',' | b'[' | b'}' | 0)) && matches!(after, None | Some(b'"'))
+    })
+}
+
+/// The first line after `pos` that begins with a quote, as every entry of Kineto does.
+fn next_key_line(data: &[u8], pos: usize) -> Option<usize> {
+    memchr::memchr_iter(b'\n', &data[pos.min(data.len())..]).find_map(|at| {
+        let line = pos + at + 1;
+        let indent = data[line..].iter().take(LOOK_BACK).position(|b| *b != b' ')?;
+        (data[line + indent] == b'"').then_some(line + indent)
+    })
+}
+
+fn is_event_key(line: &[u8]) -> bool {
+    [&b"\"ph\""[..], b"\"name\"", b"\"cat\"", b"\"ts\"", b"\"pid\"", b"\"tid\"", b"\"dur\"", b"\"args\""]
+        .iter()
+        .any(|key| line.starts_with(key))
+}
