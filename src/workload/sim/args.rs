@@ -42,7 +42,9 @@ impl Args {
     /// Reads what stands after `__sim`; the error is a lowercase fragment.
     pub(super) fn parse(arguments: &[String]) -> Result<Self, String> {
         let pairs = pairs(arguments)?;
-        let get = |name: &str| pairs.iter().rev().find(|(key, _)| key == name).and_then(|(_, value)| value.as_deref());
+        let get = |name: &str| {
+            pairs.iter().rev().find(|(key, _)| key == name).and_then(|(_, value)| value.as_deref())
+        };
         let has = |name: &str| pairs.iter().any(|(key, _)| key == name);
         let model = get("model").unwrap_or("facebook/opt-125m").to_owned();
         let served = get("served-model-name").and_then(|names| names.split(' ').next()).map(str::to_owned);
@@ -106,8 +108,12 @@ fn long_name(argument: &str) -> Option<String> {
     if !is_option(argument) {
         return None;
     }
-    let (short, value) = argument.split_once('=').map_or((argument, None), |(short, value)| (short, Some(value)));
-    let name = SHORT.iter().find(|(known, _)| *known == short).map_or(short.trim_start_matches('-'), |(_, name)| name);
+    let (short, value) =
+        argument.split_once('=').map_or((argument, None), |(short, value)| (short, Some(value)));
+    let name = SHORT
+        .iter()
+        .find(|(known, _)| *known == short)
+        .map_or(short.trim_start_matches('-'), |(_, name)| name);
     Some(value.map_or_else(|| name.to_owned(), |value| format!("{name}={value}")))
 }
 
@@ -160,7 +166,9 @@ mod tests {
 
     #[test]
     fn the_servers_usual_command_line_is_understood() {
-        let args = parse("--model /m/tiny --served-model-name tiny other --port=8123 -tp 2 --max-model-len 1K --enforce-eager");
+        let args = parse(
+            "--model /m/tiny --served-model-name tiny other --port=8123 -tp 2 --max-model-len 1K --enforce-eager",
+        );
         assert_eq!(args.model, "/m/tiny");
         assert_eq!(args.served_name, "tiny");
         assert_eq!((args.port, args.tensor_parallel, args.max_model_len), (8123, 2, 1024));
@@ -173,7 +181,9 @@ mod tests {
 
     #[test]
     fn unknown_arguments_are_accepted_and_shown() {
-        let args = parse("serve m --worker-cls a.B --seed -1 --no-such-flag --profiler-config.torch_profiler_dir=/x -tp=4");
+        let args = parse(
+            "serve m --worker-cls a.B --seed -1 --no-such-flag --profiler-config.torch_profiler_dir=/x -tp=4",
+        );
         assert_eq!(args.model, "m");
         assert_eq!(args.tensor_parallel, 4);
         assert!(args.shown.contains("'worker_cls': 'a.B'"), "{}", args.shown);

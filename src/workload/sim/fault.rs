@@ -181,7 +181,9 @@ fn process(name: &str) -> Result<Who, String> {
 
 fn default_victim(what: &What, phase: Phase) -> Who {
     match (what, phase) {
-        (What::Steal(_) | What::StreamError(_), _) | (_, Phase::Start | Phase::Request | Phase::Stop) => Who::Api,
+        (What::Steal(_) | What::StreamError(_), _) | (_, Phase::Start | Phase::Request | Phase::Stop) => {
+            Who::Api
+        }
         (_, Phase::Window) => Who::Worker(0),
         _ => Who::Engine,
     }
@@ -258,7 +260,10 @@ mod tests {
     #[test]
     fn the_whole_grammar_is_read() {
         let fault = Fault::parse("kill@step:50").unwrap();
-        assert_eq!(fault, Fault { who: Who::Engine, what: What::Signal(Sig::Kill), phase: Phase::Step, n: 50 });
+        assert_eq!(
+            fault,
+            Fault { who: Who::Engine, what: What::Signal(Sig::Kill), phase: Phase::Step, n: 50 }
+        );
         let fault = Fault::parse("api.exit(7)@ready").unwrap();
         assert_eq!(fault, Fault { who: Who::Api, what: What::Exit(7), phase: Phase::Ready, n: 1 });
         let fault = Fault::parse("slow(300ms)@window:2").unwrap();
@@ -272,7 +277,8 @@ mod tests {
     fn nonsense_is_refused_with_the_near_name() {
         assert_eq!(Fault::parse("kil@step").unwrap_err(), "no fault `kil`: did you mean `kill`?");
         assert_eq!(Fault::parse("kill@setp").unwrap_err(), "no phase `setp`: did you mean `step`?");
-        for bad in ["kill", "kill@step:x", "exit(999)@step", "slow(3)@window", "bob.kill@step", "exit(3@step"] {
+        for bad in ["kill", "kill@step:x", "exit(999)@step", "slow(3)@window", "bob.kill@step", "exit(3@step"]
+        {
             assert!(Fault::parse(bad).is_err(), "{bad} was accepted");
         }
         for name in FAULTS {

@@ -14,11 +14,12 @@ impl Log {
     /// `name` is `APIServer`, `EngineCore_DP0`, `Worker_TP0`; the empty name is for lines before vLLM names its processes.
     pub(super) fn new(name: &str) -> Self {
         let pid = std::process::id();
-        let prefix = match (name.is_empty(), std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())) {
-            (true, _) => String::new(),
-            (false, true) => format!("({name} pid={pid}) "),
-            (false, false) => format!("\x1b[0;36m({name} pid={pid})\x1b[0;0m "),
-        };
+        let prefix =
+            match (name.is_empty(), std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())) {
+                (true, _) => String::new(),
+                (false, true) => format!("({name} pid={pid}) "),
+                (false, false) => format!("\x1b[0;36m({name} pid={pid})\x1b[0;0m "),
+            };
         Self { prefix }
     }
 
@@ -54,7 +55,7 @@ impl Log {
     }
 
     fn record(&self, level: &str, place: &str, text: &str) {
-        let now = wall_now().to_zoned(jiff::tz::TimeZone::system());
+        let now = wall_now().to_zoned_datetime(jiff::tz::TimeZone::system());
         let head = format!("{level} {} [{place}] ", now.strftime("%m-%d %H:%M:%S"));
         // vLLM repeats the head on every line of a message and ends all but the last with \r\n.
         let mut all = String::new();

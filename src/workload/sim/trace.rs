@@ -16,8 +16,6 @@ pub(super) struct Recording {
     pub(super) start_ns: i128,
     /// Length in seconds.
     pub(super) seconds: f64,
-    /// Steps in the window.
-    pub(super) steps: u64,
     /// How many events to write.
     pub(super) events: u64,
     /// Of names and durations.
@@ -48,11 +46,15 @@ impl Recording {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let mut out = String::with_capacity(300 * usize::try_from(self.events).unwrap_or(0) + 4096);
         let (pid, device) = (self.pid, self.rank);
-        let _ = write!(out, "\n  {{\n    \"schemaVersion\": 1,\n    \"deviceProperties\": [\n    {{\n      \"id\": {device}, \
+        let _ = write!(
+            out,
+            "\n  {{\n    \"schemaVersion\": 1,\n    \"deviceProperties\": [\n    {{\n      \"id\": {device}, \
             \"name\": \"Simulated GPU\", \"totalGlobalMem\": 85899345920,\n      \"computeMajor\": 9, \"computeMinor\": 0,\n      \
             \"warpSize\": 32, \"numSms\": 132\n    }}\n    ],\n      \"trace_id\": \"{:032X}\",\n      \
             \"cuda_runtime_version\": 12080,\n  \"displayTimeUnit\": \"ms\",\n  \"baseTimeNanoseconds\": {base},\n  \
-            \"traceEvents\": [\n", rng.random::<u128>());
+            \"traceEvents\": [\n",
+            rng.random::<u128>()
+        );
         // Half of the events are operators, a sixth each launches, kernels and the arrows between the two.
         let launches = self.events / 6;
         let ops = self.events - 3 * launches;
@@ -60,23 +62,43 @@ impl Recording {
         let width = span / self.events.max(1) as f64;
         for index in 0..ops {
             let (name, _) = OPS[rng.random_range(0..OPS.len())];
-            let _ = write!(out, "  {{\n    \"ph\": \"X\", \"cat\": \"cpu_op\", \"name\": \"{name}\", \"pid\": {pid}, \"tid\": {pid},\n    \
+            let _ = write!(
+                out,
+                "  {{\n    \"ph\": \"X\", \"cat\": \"cpu_op\", \"name\": \"{name}\", \"pid\": {pid}, \"tid\": {pid},\n    \
                 \"ts\": {:.3}, \"dur\": {:.3},\n    \"args\": {{\n      \"External id\": {},\"Record function id\": 0, \
-                \"Ev Idx\": {index}\n    }}\n  }},\n", at(index, ops), width * rng.random_range(0.2..0.9), index + 1);
+                \"Ev Idx\": {index}\n    }}\n  }},\n",
+                at(index, ops),
+                width * rng.random_range(0.2..0.9),
+                index + 1
+            );
         }
         for index in 0..launches {
             let (_, kernel) = OPS[rng.random_range(0..OPS.len())];
             let (ts, correlation) = (at(index, launches), 1000 + index);
-            let _ = write!(out, "  {{\n    \"ph\": \"X\", \"cat\": \"cuda_runtime\", \"name\": \"cudaLaunchKernel\", \"pid\": {pid}, \
+            let _ = write!(
+                out,
+                "  {{\n    \"ph\": \"X\", \"cat\": \"cuda_runtime\", \"name\": \"cudaLaunchKernel\", \"pid\": {pid}, \
                 \"tid\": {pid},\n    \"ts\": {ts:.3}, \"dur\": {:.3},\n    \"args\": {{\n      \"External id\": {},      \
-                \"cbid\": 211, \"correlation\": {correlation}\n    }}\n  }},\n", width * 0.3, index + 1);
-            let _ = write!(out, "  {{\n    \"ph\": \"X\", \"cat\": \"kernel\", \"name\": \"{kernel}\", \"pid\": {device}, \"tid\": 7,\n    \
+                \"cbid\": 211, \"correlation\": {correlation}\n    }}\n  }},\n",
+                width * 0.3,
+                index + 1
+            );
+            let _ = write!(
+                out,
+                "  {{\n    \"ph\": \"X\", \"cat\": \"kernel\", \"name\": \"{kernel}\", \"pid\": {device}, \"tid\": 7,\n    \
                 \"ts\": {:.3}, \"dur\": {:.3},\n    \"args\": {{\n      \"External id\": {},      \"queued\": 0, \
                 \"device\": {device}, \"context\": 1,      \"stream\": 7, \"correlation\": {correlation},      \
                 \"grid\": [132, 1, 1],      \"block\": [128, 1, 1]\n    }}\n  }},\n",
-                ts + width, width * rng.random_range(0.5..2.5), index + 1);
-            let _ = write!(out, "  {{\n    \"ph\": \"f\", \"id\": {correlation}, \"pid\": {device}, \"tid\": 7, \"ts\": {:.3},\n    \
-                \"cat\": \"ac2g\", \"name\": \"ac2g\", \"bp\": \"e\"\n  }},\n", ts + width);
+                ts + width,
+                width * rng.random_range(0.5..2.5),
+                index + 1
+            );
+            let _ = write!(
+                out,
+                "  {{\n    \"ph\": \"f\", \"id\": {correlation}, \"pid\": {device}, \"tid\": 7, \"ts\": {:.3},\n    \
+                \"cat\": \"ac2g\", \"name\": \"ac2g\", \"bp\": \"e\"\n  }},\n",
+                ts + width
+            );
         }
         self.names(&mut out, start, span);
         let _ = write!(out, "  \"traceName\": \"{}\"\n}}", self.name);
@@ -86,8 +108,11 @@ impl Recording {
     fn names(&self, out: &mut String, start: f64, span: f64) {
         let (pid, device) = (self.pid, self.rank);
         let mut meta = |name: &str, pid: u32, tid: u32, args: &str| {
-            let _ = write!(out, "  {{\n    \"name\": \"{name}\", \"ph\": \"M\", \"ts\": {start:.3}, \"pid\": {pid}, \"tid\": {tid},\n    \
-                \"args\": {{\n      {args}\n    }}\n  }},\n");
+            let _ = write!(
+                out,
+                "  {{\n    \"name\": \"{name}\", \"ph\": \"M\", \"ts\": {start:.3}, \"pid\": {pid}, \"tid\": {tid},\n    \
+                \"args\": {{\n      {args}\n    }}\n  }},\n"
+            );
         };
         meta("process_name", pid, 0, "\"name\": \"VLLM::EngineCore\"");
         meta("process_labels", pid, 0, "\"labels\": \"CPU\"");
@@ -99,13 +124,17 @@ impl Recording {
         meta("thread_sort_index", device, 7, "\"sort_index\": 7");
         meta("thread_name", pid, pid, &format!("\"name\": \"thread {pid} (VLLM::EngineCor)\""));
         meta("thread_sort_index", pid, pid, &format!("\"sort_index\": {pid}"));
-        let _ = write!(out, "  {{\n    \"ph\": \"X\", \"cat\": \"Trace\", \"ts\": {start:.3}, \"dur\": {span:.3},\n    \
+        let _ = write!(
+            out,
+            "  {{\n    \"ph\": \"X\", \"cat\": \"Trace\", \"ts\": {start:.3}, \"dur\": {span:.3},\n    \
             \"pid\": \"Spans\", \"tid\": \"PyTorch Profiler\",\n    \"name\": \"PyTorch Profiler (0)\",\n    \"args\": {{\n      \
             \"Op count\": 0\n    }}\n  }},\n  {{\n    \"name\": \"process_sort_index\", \"ph\": \"M\", \"ts\": {start:.3},\n    \
             \"pid\": \"Spans\", \"tid\": 0,\n    \"args\": {{\n      \"sort_index\": 536870912\n    }}\n  }},\n  {{\n    \
             \"name\": \"Iteration Start: PyTorch Profiler\", \"ph\": \"i\", \"s\": \"g\",\n    \"pid\": \"Traces\", \
             \"tid\": \"Trace PyTorch Profiler\", \"ts\": {start:.3}\n  }},\n  {{\n    \"name\": \"Record Window End\", \
-            \"ph\": \"i\", \"s\": \"g\",\n    \"pid\": \"\", \"tid\": \"\", \"ts\": {:.3}\n  }}\n  ],\n", start + span);
+            \"ph\": \"i\", \"s\": \"g\",\n    \"pid\": \"\", \"tid\": \"\", \"ts\": {:.3}\n  }}\n  ],\n",
+            start + span
+        );
     }
 }
 
@@ -119,7 +148,6 @@ mod tests {
             rank: 0,
             start_ns: 1_795_500_000_000_000_000,
             seconds: 0.5,
-            steps: 20,
             events: 600,
             seed: 3,
             name: "window-0000-rank0.pt.trace.json".to_owned(),

@@ -4,17 +4,17 @@ use super::args::Args;
 use super::fault::{Crash, Faults, Phase, Sig, What, Who};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use std::ffi::CStr;
 use std::io::{BufRead, Read, Write};
-use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
+use tokio::net::TcpSocket;
 
 /// What a child needs to know beyond its environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,11 +84,16 @@ pub(super) fn tracker_main() -> ExitCode {
         let (verb, name, kind) = (parts.next(), parts.next(), parts.next());
         if let (Some(verb), Some(name), Some(kind)) = (verb, name, kind) {
             let entry = (kind.to_owned(), name.to_owned());
-            if verb == "REGISTER" { known.insert(entry) } else { known.remove(&entry) };
+            if verb == "REGISTER" {
+                known.insert(entry)
+            } else {
+                known.remove(&entry)
+            };
         }
     }
     for kind in ["semaphore", "shared_memory"] {
-        let names: Vec<&String> = known.iter().filter(|(known, _)| known == kind).map(|(_, name)| name).collect();
+        let names: Vec<&String> =
+            known.iter().filter(|(known, _)| known == kind).map(|(_, name)| name).collect();
         if names.is_empty() {
             continue;
         }
@@ -202,7 +207,8 @@ pub(super) fn escape_main(arguments: &[String]) -> ExitCode {
     }
     set_comm(c"sim-escapee");
     ignore_signals();
-    let end = crate::time::instant_now() + Duration::try_from_secs_f64(life).unwrap_or(Duration::from_secs(1));
+    let end =
+        crate::time::instant_now() + Duration::try_from_secs_f64(life).unwrap_or(Duration::from_secs(1));
     while let Some(left) = end.checked_duration_since(crate::time::instant_now()) {
         sleep(left.min(Duration::from_secs(1)));
     }
@@ -217,15 +223,14 @@ fn close_tracker() {
 }
 
 /// A bound socket that does not listen yet, with the options of vLLM: two servers on one port do not disturb each other.
-pub(super) fn bind_port(host: Ipv4Addr, port: u16, share: bool) -> nix::Result<OwnedFd> {
-    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+pub(super) fn bind_port(host: Ipv4Addr, port: u16, share: bool) -> std::io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
     if share {
-        setsockopt(&fd, sockopt::ReusePort, &true)?;
+        socket.set_reuseport(true)?;
     }
-    let [a, b, c, d] = host.octets();
-    bind(fd.as_raw_fd(), &SockaddrIn::new(a, b, c, d, port))?;
-    Ok(fd)
+    socket.bind(SocketAddr::from((host, port)))?;
+    Ok(socket)
 }
 
 /// Lets a stranger take the port. The child must be kept: the stranger goes when its standard input ends.
@@ -260,6 +265,14 @@ impl WaitWithoutClosing for Child {
     }
 }
 
+fn listen_here(host: Ipv4Addr, port: u16, share: bool) -> std::io::Result<std::net::TcpListener> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _inside = runtime.enter();
+    let listener = bind_port(host, port, share)?.listen(64)?.into_std()?;
+    listener.set_nonblocking(false)?;
+    Ok(listener)
+}
+
 /// The stranger: in a session of its own, without the run's mark, answering everything with a page that is not vLLM's.
 pub(super) fn stranger_main(arguments: &[String]) -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -271,12 +284,7 @@ pub(super) fn stranger_main(arguments: &[String]) -> ExitCode {
     }
     set_comm(c"stranger");
     let (Ok(host), Ok(port)) = (host.parse(), port.parse()) else { return ExitCode::FAILURE };
-    let Ok(fd) = bind_port(host, port, share == "share") else { return ExitCode::FAILURE };
-    let Ok(backlog) = nix::sys::socket::Backlog::new(64) else { return ExitCode::FAILURE };
-    if nix::sys::socket::listen(&fd, backlog).is_err() {
-        return ExitCode::FAILURE;
-    }
-    let listener = std::net::TcpListener::from(fd);
+    let Ok(listener) = listen_here(host, port, share == "share") else { return ExitCode::FAILURE };
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));

@@ -85,7 +85,8 @@ impl Recorder {
         if self.close_if_asked() {
             return;
         }
-        let rested = matches!(&self.state, State::Resting(until) if until.is_none_or(|until| instant_now() >= until));
+        let rested =
+            matches!(&self.state, State::Resting(until) if until.is_none_or(|until| instant_now() >= until));
         if rested {
             let now = instant_now();
             self.state = State::Open {
@@ -177,7 +178,6 @@ impl Recorder {
             rank: self.rank,
             start_ns,
             seconds: recorded.as_secs_f64(),
-            steps: self.steps - first,
             events: self.events,
             seed: self.seed ^ (u64::from(window) << 32) ^ u64::from(self.rank),
             name: file.clone(),
@@ -215,7 +215,8 @@ impl Recorder {
         let line = WindowLine { rank: self.rank, pid: std::process::id() as i32, t, what };
         let Ok(mut text) = serde_json::to_string(&line) else { return };
         text.push('\n');
-        let opened = std::fs::OpenOptions::new().append(true).create(true).open(self.folder.join("windows.jsonl"));
+        let opened =
+            std::fs::OpenOptions::new().append(true).create(true).open(self.folder.join("windows.jsonl"));
         // A worker that cannot write its index goes on serving, as worker.py does.
         let _ = opened.and_then(|mut index| index.write_all(text.as_bytes()));
     }

@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Sender;
 
 /// API server to engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -128,21 +127,20 @@ pub(super) fn send<T: Serialize>(to: &mut UnixStream, message: &T) -> std::io::R
     to.write_all(&line)
 }
 
-/// Reads lines on a thread of its own and hands them on; `end` is the last thing the receiver gets.
-pub(super) fn pump<T, E>(from: UnixStream, to: Sender<E>, wrap: fn(T) -> E, end: E)
+/// Reads lines on a thread of its own and hands them on; `None` is the last thing delivered. A receiver that answers
+/// false wants no more.
+pub(super) fn pump<T>(from: UnixStream, mut deliver: impl FnMut(Option<T>) -> bool + Send + 'static)
 where
-    T: for<'de> Deserialize<'de> + 'static,
-    E: Send + 'static,
+    T: for<'de> Deserialize<'de>,
 {
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines() {
             let Some(message) = line.ok().and_then(|line| serde_json::from_str(&line).ok()) else { break };
-            if to.send(wrap(message)).is_err() {
+            if !deliver(Some(message)) {
                 return;
             }
         }
-        // The receiver may have ended first; then nobody needs to hear of the end.
-        let _ = to.send(end);
+        deliver(None);
     });
 }
 
