@@ -76,6 +76,7 @@ pub(super) fn tell_tracker(tracker: i32, verb: &str, name: &str, kind: &str) {
 
 /// The tracker's whole life.
 pub(super) fn tracker_main() -> ExitCode {
+    set_comm(c"python3");
     ignore_signals();
     let mut known = std::collections::BTreeSet::new();
     for line in std::io::stdin().lock().lines() {
