@@ -297,19 +297,54 @@ fn a_dead_worker_takes_the_engine_with_it() {
         knobs: "fault=worker1.kill@step:5",
         ..Options::default()
     });
-    let segments = |sim: &Sim| -> Vec<String> {
-        let maps = std::fs::read_dir("/dev/shm").unwrap();
-        let names = maps.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let _ = sim;
-        names.filter(|name| name.starts_with("psm_")).collect()
-    };
-    let _ = segments(&sim);
     let (error, _) = last_two(sim.long_stream());
     assert!(error.contains("EngineCore encountered an issue."), "{error}");
     assert_eq!(sim.code(), 0);
     let log = sim.log();
     assert!(log.contains("Worker proc VllmWorker-1 died unexpectedly, shutting down executor.\n"), "{log}");
     sim.gone();
+}
+
+/// The shared memory that the engine holds open.
+fn segment(sim: &Sim) -> std::path::PathBuf {
+    let open = std::fs::read_dir(format!("/proc/{}/fd", sim.engine())).unwrap();
+    let mut links = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    links.find(|link| link.starts_with("/dev/shm")).unwrap()
+}
+
+#[test]
+fn shared_memory_is_removed_by_the_engine_or_else_by_the_tracker() {
+    let options = Options { arguments: &["-tp", "2"], ..Options::default() };
+    let mut sim = Sim::ready(&options);
+    let clean = segment(&sim);
+    assert!(clean.exists());
+    sim.signal(sim.pid, Signal::SIGTERM);
+    assert_eq!(sim.code(), 0);
+    sim.gone();
+    assert!(!clean.exists() && !sim.log().contains("leaked"), "{}", sim.log());
+
+    let mut sim = Sim::ready(&options);
+    let killed = segment(&sim);
+    for process in sim.tree() {
+        if !process.cmdline.contains("resource_tracker") {
+            sim.signal(process.pid, Signal::SIGKILL);
+        }
+    }
+    sim.wait();
+    sim.gone();
+    assert!(!killed.exists());
+    assert!(sim.log().contains("There appear to be 1 leaked shared_memory objects"), "{}", sim.log());
+}
+
+#[test]
+fn the_tracker_ignores_polite_signals() {
+    let sim = Sim::with("");
+    let tracker =
+        sim.tree().into_iter().find(|process| process.cmdline.contains("resource_tracker")).unwrap();
+    sim.signal(tracker.pid, Signal::SIGTERM);
+    sim.signal(tracker.pid, Signal::SIGINT);
+    sim.complete(20);
+    assert!(process(tracker.pid).is_some_and(|process| process.state != 'Z'));
 }
 
 #[test]

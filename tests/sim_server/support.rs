@@ -65,17 +65,12 @@ pub(crate) struct Sim {
     status: Option<WaitStatus>,
 }
 
+#[derive(Default)]
 pub(crate) struct Options<'a> {
     pub(crate) knobs: &'a str,
     pub(crate) arguments: &'a [&'a str],
     pub(crate) env: &'a [(&'a str, &'a str)],
     pub(crate) profile: bool,
-}
-
-impl Default for Options<'_> {
-    fn default() -> Self {
-        Self { knobs: "", arguments: &[], env: &[], profile: false }
-    }
 }
 
 fn free_port() -> u16 {

@@ -89,6 +89,8 @@ pub(super) struct Workers {
     timeout: Duration,
     tracker: i32,
     segment: String,
+    /// Held open, so that whoever looks for users of the segment finds the engine.
+    _file: std::fs::File,
 }
 
 impl Executor {
@@ -99,10 +101,9 @@ impl Executor {
         }
         let segment = format!("/psm_{:08x}", rand::random::<u32>());
         tell_tracker(boot.tracker, "REGISTER", &segment, "shared_memory");
-        if let Ok(file) = std::fs::File::create(format!("/dev/shm{segment}")) {
-            // Sparse: it counts as a leftover, not as memory.
-            let _ = file.set_len(16 << 20);
-        }
+        let file = std::fs::File::create(format!("/dev/shm{segment}")).map_err(|_| End::Exit(1))?;
+        // Sparse: it counts as a leftover, not as memory.
+        let _ = file.set_len(16 << 20);
         let mut links = Vec::new();
         for rank in 0..boot.args.tensor_parallel {
             links.push(start_worker(boot, rank).map_err(|_| End::Exit(1))?);
@@ -111,8 +112,14 @@ impl Executor {
             .ok()
             .and_then(|text| text.parse().ok())
             .map_or(Duration::from_secs(300), Duration::from_secs);
-        let mut workers =
-            Workers { links, ring_warning: knobs.ring_warning, timeout, tracker: boot.tracker, segment };
+        let mut workers = Workers {
+            links,
+            ring_warning: knobs.ring_warning,
+            timeout,
+            tracker: boot.tracker,
+            segment,
+            _file: file,
+        };
         workers.wait_for_all(log)?;
         Ok(Self::Workers(workers))
     }
