@@ -4,6 +4,15 @@
 //! An event is either a *fact* that an edge saw or did, or a *conclusion* of the pure machine. A replay feeds the
 //! facts to the machine again and must reach the same conclusions ([`EventKind::is_fact`]).
 
+mod measured;
+mod window;
+pub mod words;
+
+pub use measured::{
+    BenchSummary, EngineSample, GpuSample, Latency, LoadProgress, ProcSample, Reading, WorkloadSummary,
+};
+pub use window::{WindowEvent, WindowLine};
+
 use crate::config::Plan;
 use crate::time::{Stamp, opt_secs, secs};
 use serde::{Deserialize, Serialize};
@@ -105,31 +114,6 @@ pub fn signal_name(signal: i32) -> String {
         other => return format!("signal {other}"),
     };
     name.to_owned()
-}
-
-/// A measurement that may not be there. Never 0 for "could not read".
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reading<T> {
-    /// It was read.
-    Value(T),
-    /// It cannot be read, and this is why.
-    Unavailable {
-        /// Says what was tried and what answered.
-        why: String,
-    },
-    /// The source answered before but does not now; the last value may mislead.
-    Stale,
-}
-
-impl<T> Reading<T> {
-    /// The value, if there is one.
-    pub fn value(&self) -> Option<&T> {
-        match self {
-            Self::Value(value) => Some(value),
-            Self::Unavailable { .. } | Self::Stale => None,
-        }
-    }
 }
 
 /// What an attempt is doing. Each phase has its own budget and its own signs of life.
@@ -235,82 +219,6 @@ pub struct ServerFacts {
     pub flags: Vec<String>,
 }
 
-/// A line that `worker.py` (or the simulator) appends to `windows.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct WindowLine {
-    /// Rank of the worker.
-    pub rank: u32,
-    /// Pid of the worker.
-    pub pid: i32,
-    /// Unix seconds.
-    pub t: f64,
-    /// What happened.
-    #[serde(flatten)]
-    pub what: WindowEvent,
-}
-
-/// What a worker says about its profiler.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "event")]
-pub enum WindowEvent {
-    /// The worker is up and will record.
-    Hello {
-        /// torch version.
-        #[serde(default)]
-        torch: String,
-        /// `CPU`, `CUDA`.
-        #[serde(default)]
-        activities: Vec<String>,
-    },
-    /// Recording began before this step.
-    Opened {
-        /// Counts from 0 per rank.
-        window: u32,
-        /// Steps the worker had executed before.
-        step: u64,
-    },
-    /// Recording ended; stop and export are running, which can take long.
-    Flushing {
-        /// The window.
-        window: u32,
-    },
-    /// The trace is complete under its final name.
-    Closed {
-        /// The window.
-        window: u32,
-        /// File name inside the trace folder.
-        file: String,
-        /// Size of the file.
-        bytes: u64,
-        /// First and last step recorded (last is exclusive).
-        first_step: u64,
-        /// One past the last step.
-        last_step: u64,
-        /// Seconds between open and the end of recording.
-        recorded_s: f64,
-        /// Seconds in `profiler.stop()`.
-        stop_s: f64,
-        /// Seconds in the export.
-        export_s: f64,
-        /// `steps | time | idle | asked | shutdown`.
-        why: String,
-    },
-    /// This window is lost.
-    Failed {
-        /// The window.
-        window: u32,
-        /// What went wrong.
-        error: String,
-    },
-    /// Profiling switched itself off for this worker; the engine goes on.
-    Disabled {
-        /// What went wrong.
-        reason: String,
-    },
-    /// Every window is closed and no further one will open: the answer to a request to close.
-    Finished {},
-}
-
 /// A finished trace as it lies in the attempt's folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Trace {
@@ -371,145 +279,6 @@ pub enum Leftover {
         /// Bytes above the level before the attempt.
         bytes: u64,
     },
-}
-
-/// Progress of the load driver, about once a second.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LoadProgress {
-    /// Requests sent.
-    pub sent: u64,
-    /// Requests without a last byte yet.
-    pub in_flight: u64,
-    /// Requests that succeeded.
-    pub completed: u64,
-    /// Requests that failed.
-    pub failed: u64,
-    /// Streamed chunks so far, the finest sign of life the client has.
-    pub chunks: u64,
-    /// Prompt tokens by the server's usage.
-    pub prompt_tokens: u64,
-    /// Output tokens by the server's usage.
-    pub output_tokens: u64,
-}
-
-/// The engine's own counters, from `/metrics`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct EngineSample {
-    /// `vllm:iteration_tokens_total_count`.
-    pub iterations: f64,
-    /// `vllm:prompt_tokens_total`.
-    pub prompt_tokens: f64,
-    /// `vllm:generation_tokens_total`.
-    pub generation_tokens: f64,
-    /// `vllm:num_requests_running`.
-    pub running: f64,
-    /// `vllm:num_requests_waiting`.
-    pub waiting: f64,
-    /// `vllm:kv_cache_usage_perc`, 0 to 1.
-    pub kv_usage: f64,
-}
-
-/// One process of the tree.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ProcSample {
-    /// Which.
-    pub proc: ProcId,
-    /// Parent's pid.
-    pub ppid: i32,
-    /// Command name, at most 15 bytes.
-    pub comm: String,
-    /// State letter of `/proc/PID/stat`.
-    pub state: char,
-    /// CPU seconds so far, user and system.
-    pub cpu_s: f64,
-    /// Resident bytes.
-    pub rss: u64,
-    /// Threads.
-    pub threads: u64,
-}
-
-/// One GPU.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct GpuSample {
-    /// NVML index.
-    pub gpu: u32,
-    /// Percent of time with at least one kernel running.
-    pub util: Reading<u32>,
-    /// Percent of time the memory was read or written.
-    pub mem_util: Reading<u32>,
-    /// Watts.
-    pub power_w: Reading<f64>,
-    /// Bytes in use.
-    pub mem_used: Reading<u64>,
-    /// Bytes in all.
-    pub mem_total: Reading<u64>,
-}
-
-/// Percentiles of one latency, in milliseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Latency {
-    /// Requests or gaps that count.
-    pub n: u64,
-    /// Arithmetic mean.
-    pub mean: f64,
-    /// Median.
-    pub p50: f64,
-    /// 90th percentile.
-    pub p90: f64,
-    /// 99th percentile.
-    pub p99: f64,
-    /// Largest.
-    pub max: f64,
-}
-
-/// The benchmark in short; the whole is `benchmark.json`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct BenchSummary {
-    /// False when the load was cut short.
-    pub is_complete: bool,
-    /// Why it was cut short.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub incomplete_reason: Option<String>,
-    /// First send to last byte.
-    #[serde(with = "secs")]
-    pub duration: Duration,
-    /// Counts as in [`LoadProgress`].
-    pub progress: LoadProgress,
-    /// Requests open at the end and given up.
-    pub cancelled: u64,
-    /// Completed requests per second.
-    pub request_throughput: f64,
-    /// Output tokens per second.
-    pub output_throughput: f64,
-    /// Time to first token.
-    pub ttft_ms: Latency,
-    /// Time per output token after the first.
-    pub tpot_ms: Latency,
-    /// Send to last token.
-    pub e2el_ms: Latency,
-    /// The same split by workload name.
-    pub by_workload: Vec<WorkloadSummary>,
-    /// Error class to count.
-    pub errors: std::collections::BTreeMap<String, u64>,
-}
-
-/// One workload of the mix.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct WorkloadSummary {
-    /// `chat`, `rag`, `code`.
-    pub name: String,
-    /// Requests that succeeded.
-    pub completed: u64,
-    /// Requests that failed.
-    pub failed: u64,
-    /// Mean prompt tokens by the server's usage.
-    pub mean_prompt_tokens: f64,
-    /// Mean output tokens by the server's usage.
-    pub mean_output_tokens: f64,
-    /// Time to first token.
-    pub ttft_ms: Latency,
-    /// Send to last token.
-    pub e2el_ms: Latency,
 }
 
 /// How an attempt ended.

@@ -3,7 +3,7 @@
 
 use crate::event::{GpuSample, Reading};
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+pub use futures_util::future::BoxFuture;
 use std::collections::VecDeque;
 
 /// A process that holds memory of a GPU.

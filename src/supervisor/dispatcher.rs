@@ -1,1 +1,119 @@
-//! Not built yet.
+//! The only `select!` loop of a run: a fact goes to the journal, to the performer's memory and to the machine; what the
+//! machine concludes goes to the journal; what it asks for is begun. Sinks only look on.
+
+use super::journal::Journal;
+use super::machine::Machine;
+use super::performer::{Performer, Run};
+use super::state::Action;
+use crate::error::{Context, Failure};
+use crate::event::{Event, EventKind};
+use crate::time::{Clock, SystemClock};
+use std::sync::Arc;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+/// Something that looks on: the console, the log.
+pub trait Sink {
+    /// Called once for every event, in order. Must not block.
+    fn event(&mut self, event: &Event);
+}
+
+/// The loop.
+pub struct Dispatcher<'a> {
+    clock: SystemClock,
+    journal: Journal,
+    machine: Machine,
+    performer: Performer,
+    sinks: Vec<&'a mut dyn Sink>,
+    journal_failed: bool,
+}
+
+impl<'a> Dispatcher<'a> {
+    /// Everything is ready to go.
+    pub fn new(
+        run: Arc<Run>,
+        clock: SystemClock,
+        journal: Journal,
+        facts: UnboundedSender<EventKind>,
+        sinks: Vec<&'a mut dyn Sink>,
+    ) -> Result<Self, Failure> {
+        let performer = Performer::new(run, facts).context("start the thread that asks the GPUs")?;
+        Ok(Self { clock, journal, machine: Machine::new(), performer, sinks, journal_failed: false })
+    }
+
+    /// Runs to the end and returns the exit code.
+    pub async fn run(mut self, first: EventKind, mut facts: UnboundedReceiver<EventKind>) -> u8 {
+        let mut exit = crate::error::ExitCode::Bug.code();
+        let mut fact = first;
+        loop {
+            if let Some(code) = self.handle(fact) {
+                exit = code;
+            }
+            if self.machine.is_done() {
+                self.journal.close();
+                return exit;
+            }
+            fact = self.next(&mut facts).await;
+        }
+    }
+
+    async fn next(&self, facts: &mut UnboundedReceiver<EventKind>) -> EventKind {
+        let deadline = self.machine.next_deadline();
+        let at = deadline.map(|(due, _)| tokio::time::Instant::from_std(self.clock.deadline(due)));
+        tokio::select! {
+            biased;
+            Some(fact) = facts.recv() => fact,
+            () = async { match at { Some(at) => tokio::time::sleep_until(at).await, None => std::future::pending().await } } => {
+                // The branch runs only with a deadline.
+                let timer = deadline.map_or(crate::event::Timer::Phase, |(_, timer)| timer);
+                EventKind::TimerFired { timer }
+            }
+        }
+    }
+
+    /// Returns the exit code when the run is over.
+    fn handle(&mut self, fact: EventKind) -> Option<u8> {
+        let at = self.clock.now();
+        self.performer.observe(&fact);
+        let actions = self.machine.step(at, &fact);
+        // A fact belongs to the attempt it was seen in, and the first one begins attempt 1.
+        let attempt =
+            if matches!(fact, EventKind::RunStarted { .. }) { 0 } else { self.attempt_before(&actions) };
+        self.record(at, attempt, fact);
+        let mut exit = None;
+        let number = self.machine.attempt();
+        for action in actions {
+            match action {
+                Action::Conclude(conclusion) => {
+                    if let EventKind::RunFinished { exit_code, .. } = &conclusion {
+                        exit = Some(*exit_code);
+                    }
+                    self.record(at, number, conclusion);
+                }
+                other => self.performer.perform(other, number),
+            }
+        }
+        exit
+    }
+
+    fn attempt_before(&self, actions: &[Action]) -> u32 {
+        let began =
+            actions.iter().any(|action| matches!(action, Action::Conclude(EventKind::AttemptStarted {})));
+        self.machine.attempt() - u32::from(began)
+    }
+
+    fn record(&mut self, at: crate::time::Stamp, attempt: u32, kind: EventKind) {
+        match self.journal.append(at, attempt, kind) {
+            Ok(event) => {
+                for sink in &mut self.sinks {
+                    sink.event(&event);
+                }
+            }
+            Err(error) if !self.journal_failed => {
+                // The run is worth more than its diary: go on, and say so where it can still be seen.
+                self.journal_failed = true;
+                tracing::error!("cannot write {}: {error}", self.journal.path().display());
+            }
+            Err(_) => {}
+        }
+    }
+}

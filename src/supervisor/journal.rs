@@ -9,50 +9,69 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 /// The writing end. One line is one `write`, so a second writer (the keeper, after the guard's death) cannot mix in.
+/// A write survives the death of this process; to survive a power cut it must also be synced, which a slow disk can take
+/// seconds for. A thread does that, because nothing may hold up a kill.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     file: File,
     next_seq: u64,
-    unsynced: bool,
+    syncer: Option<(SyncSender<()>, JoinHandle<()>)>,
 }
 
 impl Journal {
     /// Creates the file; an existing one is an error, because it belongs to another run.
     pub fn create(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
-        Ok(Self { path: path.to_owned(), file, next_seq: 0, unsynced: false })
+        let (ask, asked) = sync_channel(1);
+        let twin = file.try_clone()?;
+        let thread = std::thread::Builder::new().name("journal-sync".to_owned()).spawn(move || {
+            while asked.recv().is_ok() {
+                // An error here comes back to the next write, which reports it.
+                drop(twin.sync_data());
+            }
+        })?;
+        Ok(Self { path: path.to_owned(), file, next_seq: 0, syncer: Some((ask, thread)) })
     }
 
-    /// Appends one event and returns it. A milestone reaches the disk before this returns; samples ride along with
-    /// the next milestone.
+    /// Appends one event and returns it. A milestone is synced soon; samples ride along with the next one.
     pub fn append(&mut self, at: Stamp, attempt: u32, kind: EventKind) -> io::Result<Event> {
         let event = Event { v: JOURNAL_VERSION, seq: self.next_seq, at, attempt, kind };
         let mut line = serde_json::to_vec(&event)?;
         line.push(b'\n');
         self.file.write_all(&line)?;
         self.next_seq += 1;
-        self.unsynced = true;
-        if event.kind.is_milestone() {
-            self.sync()?;
+        if event.kind.is_milestone()
+            && let Some((ask, _)) = &self.syncer
+        {
+            // Full means that a sync is about to begin, which will take this line along.
+            drop(ask.try_send(()));
         }
         Ok(event)
-    }
-
-    /// Makes everything durable.
-    pub fn sync(&mut self) -> io::Result<()> {
-        if self.unsynced {
-            self.file.sync_data()?;
-            self.unsynced = false;
-        }
-        Ok(())
     }
 
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Waits until everything is durable.
+    pub fn close(&mut self) {
+        if let Some((ask, thread)) = self.syncer.take() {
+            drop(ask);
+            drop(thread.join());
+            drop(self.file.sync_data());
+        }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

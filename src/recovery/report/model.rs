@@ -6,9 +6,9 @@
 use crate::config::Plan;
 use crate::event::{
     BenchSummary, Check, Ending, Event, EventKind, ExitHow, Leftover, Outcome, Phase, ProcId, ServerFacts,
-    Severity, Trace, WindowEvent, signal_name,
+    Severity, Trace, WindowEvent, signal_name, words::sentence,
 };
-use crate::time::{human, secs};
+use crate::time::secs;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -319,87 +319,4 @@ fn window(out: &mut Windows, what: &WindowEvent) {
         WindowEvent::Disabled { reason } => out.disabled.push(reason.clone()),
         WindowEvent::Flushing { .. } | WindowEvent::Finished {} => {}
     }
-}
-
-/// What the timeline says of an event; nothing for samples and for what another line says already. The console prints
-/// the same sentences, so that screen and report never disagree.
-pub fn sentence(kind: &EventKind) -> Option<String> {
-    Some(match kind {
-        EventKind::RunStarted { guard_version, .. } => format!("varcas-guard {guard_version} began"),
-        EventKind::AttemptStarted {} => "attempt began".to_owned(),
-        EventKind::PhaseEntered { phase, budget } => match budget {
-            Some(budget) => format!("{phase} (at most {})", human(*budget)),
-            None => phase.to_string(),
-        },
-        EventKind::ServerSpawned { proc, .. } => format!("the server was started as {proc}"),
-        EventKind::SpawnFailed { error } => format!("the server could not be started: {error}"),
-        EventKind::ServerReady { model, max_model_len } => {
-            format!("ready: {model}, context {max_model_len} tokens")
-        }
-        EventKind::WarmupFinished { requests, slowest } => {
-            format!("warmed up with {requests} requests, the slowest took {}", human(*slowest))
-        }
-        EventKind::WarmupFailed { error } => format!("a warm-up request failed: {error}"),
-        EventKind::LoadStarted { planned, seed } => {
-            format!("the benchmark began: {planned} requests, seed {seed}")
-        }
-        EventKind::LoadFinished { summary } => format!(
-            "the benchmark {}: {} requests succeeded, {} failed, {} cancelled",
-            if summary.is_complete { "ended" } else { "was cut short" },
-            summary.progress.completed,
-            summary.progress.failed,
-            summary.cancelled
-        ),
-        EventKind::LoadFailed { error } => format!("the benchmark could not run: {error}"),
-        EventKind::Window(line) => match &line.what {
-            WindowEvent::Failed { window, error } => {
-                format!("profiler window {window} of rank {} is lost: {error}", line.rank)
-            }
-            WindowEvent::Disabled { reason } => {
-                format!("rank {} switched profiling off: {reason}", line.rank)
-            }
-            _ => return None,
-        },
-        EventKind::WindowsClosed { workers } => format!("all windows are closed ({workers} workers)"),
-        EventKind::ProcessExited { proc, comm, how, .. } => format!("{comm} ({proc}) ended with {how}"),
-        EventKind::SignalSent { signal, targets, why } => {
-            format!("{} to {} processes: {why}", signal_name(*signal), targets.len())
-        }
-        EventKind::SignalReceived { signal } => format!("varcas-guard received {}", signal_name(*signal)),
-        EventKind::KeeperLost { how } => format!("the keeper died: {how}"),
-        EventKind::PortStolen { holder } => format!("somebody else answers on our port: {holder}"),
-        EventKind::TreeGone { unkillable } if unkillable.is_empty() => {
-            "no process of the server is left".to_owned()
-        }
-        EventKind::TreeGone { unkillable } => format!("{} processes would not die", unkillable.len()),
-        EventKind::Drained { leftovers, removed } => {
-            format!("cleaned up: {} things removed, {} left behind", removed.len(), leftovers.len())
-        }
-        EventKind::TracesCollected { traces, problems } => {
-            format!("{} complete traces, {} other files", traces.len(), problems.len())
-        }
-        EventKind::BackoffDrawn { delay } => format!("pause of {} before the next attempt", human(*delay)),
-        EventKind::TimerFired { timer } => format!("{timer:?} deadline passed").to_lowercase(),
-        EventKind::Trouble { what, error } => format!("trouble: {what}: {error}"),
-        EventKind::GuardDied { killed, .. } => {
-            format!("varcas-guard died; its keeper killed {} processes", killed.len())
-        }
-        EventKind::AttemptEnding(ending) => format!("{}: {}", ending.outcome, ending.reason),
-        EventKind::AttemptEnded(ending) => format!("attempt closed: {}", ending.outcome),
-        EventKind::Decided { why, .. } => why.clone(),
-        EventKind::Anomaly { state, input } => format!("{input} made no sense while {state}"),
-        EventKind::RunFinished { outcome, exit_code, .. } => {
-            format!("the end: {outcome}, exit code {exit_code}")
-        }
-        EventKind::PreflightFinished { checks, .. } => {
-            let bad = checks.iter().filter(|check| check.severity >= Severity::Warn).count();
-            if bad == 0 { return None } else { format!("preflight found {bad} problems") }
-        }
-        EventKind::KeeperStarted { .. }
-        | EventKind::ProcessSeen { .. }
-        | EventKind::LoadProgressed(_)
-        | EventKind::EngineSampled(_)
-        | EventKind::ProcessesSampled { .. }
-        | EventKind::GpusSampled(_) => return None,
-    })
 }

@@ -1,0 +1,170 @@
+//! What the senses and the load driver measure, as values inside events.
+
+use super::ProcId;
+use crate::time::secs;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// A measurement that may not be there. Never 0 for "could not read".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reading<T> {
+    /// It was read.
+    Value(T),
+    /// It cannot be read, and this is why.
+    Unavailable {
+        /// Says what was tried and what answered.
+        why: String,
+    },
+    /// The source answered before but does not now; the last value may mislead.
+    Stale,
+}
+
+impl<T> Reading<T> {
+    /// The value, if there is one.
+    pub fn value(&self) -> Option<&T> {
+        match self {
+            Self::Value(value) => Some(value),
+            Self::Unavailable { .. } | Self::Stale => None,
+        }
+    }
+}
+
+/// Progress of the load driver, about once a second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadProgress {
+    /// Requests sent.
+    pub sent: u64,
+    /// Requests without a last byte yet.
+    pub in_flight: u64,
+    /// Requests that succeeded.
+    pub completed: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// Streamed chunks so far, the finest sign of life the client has.
+    pub chunks: u64,
+    /// Prompt tokens by the server's usage.
+    pub prompt_tokens: u64,
+    /// Output tokens by the server's usage.
+    pub output_tokens: u64,
+}
+
+/// The engine's own counters, from `/metrics`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct EngineSample {
+    /// `vllm:iteration_tokens_total_count`.
+    pub iterations: f64,
+    /// `vllm:prompt_tokens_total`.
+    pub prompt_tokens: f64,
+    /// `vllm:generation_tokens_total`.
+    pub generation_tokens: f64,
+    /// `vllm:num_requests_running`.
+    pub running: f64,
+    /// `vllm:num_requests_waiting`.
+    pub waiting: f64,
+    /// `vllm:kv_cache_usage_perc`, 0 to 1.
+    pub kv_usage: f64,
+}
+
+/// One process of the tree.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProcSample {
+    /// Which.
+    pub proc: ProcId,
+    /// Parent's pid.
+    pub ppid: i32,
+    /// Command name, at most 15 bytes.
+    pub comm: String,
+    /// State letter of `/proc/PID/stat`.
+    pub state: char,
+    /// CPU seconds so far, user and system.
+    pub cpu_s: f64,
+    /// Resident bytes.
+    pub rss: u64,
+    /// Threads.
+    pub threads: u64,
+}
+
+/// One GPU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GpuSample {
+    /// NVML index.
+    pub gpu: u32,
+    /// Percent of time with at least one kernel running.
+    pub util: Reading<u32>,
+    /// Percent of time the memory was read or written.
+    pub mem_util: Reading<u32>,
+    /// Watts.
+    pub power_w: Reading<f64>,
+    /// Bytes in use.
+    pub mem_used: Reading<u64>,
+    /// Bytes in all.
+    pub mem_total: Reading<u64>,
+}
+
+/// Percentiles of one latency, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Requests or gaps that count.
+    pub n: u64,
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: f64,
+    /// 90th percentile.
+    pub p90: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+/// The benchmark in short; the whole is `benchmark.json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BenchSummary {
+    /// False when the load was cut short.
+    pub is_complete: bool,
+    /// Why it was cut short.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incomplete_reason: Option<String>,
+    /// First send to last byte.
+    #[serde(with = "secs")]
+    pub duration: Duration,
+    /// Counts as in [`LoadProgress`].
+    pub progress: LoadProgress,
+    /// Requests open at the end and given up.
+    pub cancelled: u64,
+    /// Completed requests per second.
+    pub request_throughput: f64,
+    /// Output tokens per second.
+    pub output_throughput: f64,
+    /// Time to first token.
+    pub ttft_ms: Latency,
+    /// Time per output token after the first.
+    pub tpot_ms: Latency,
+    /// Send to last token.
+    pub e2el_ms: Latency,
+    /// The same split by workload name.
+    pub by_workload: Vec<WorkloadSummary>,
+    /// Error class to count.
+    pub errors: std::collections::BTreeMap<String, u64>,
+}
+
+/// One workload of the mix.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadSummary {
+    /// `chat`, `rag`, `code`.
+    pub name: String,
+    /// Requests that succeeded.
+    pub completed: u64,
+    /// Requests that failed.
+    pub failed: u64,
+    /// Mean prompt tokens by the server's usage.
+    pub mean_prompt_tokens: f64,
+    /// Mean output tokens by the server's usage.
+    pub mean_output_tokens: f64,
+    /// Time to first token.
+    pub ttft_ms: Latency,
+    /// Send to last token.
+    pub e2el_ms: Latency,
+}

@@ -1,0 +1,79 @@
+//! What a worker says about its profiler: the lines of `windows.jsonl`.
+
+use serde::{Deserialize, Serialize};
+
+/// A line that `worker.py` (or the simulator) appends to `windows.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WindowLine {
+    /// Rank of the worker.
+    pub rank: u32,
+    /// Pid of the worker.
+    pub pid: i32,
+    /// Unix seconds.
+    pub t: f64,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: WindowEvent,
+}
+
+/// What a worker says about its profiler.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event")]
+pub enum WindowEvent {
+    /// The worker is up and will record.
+    Hello {
+        /// torch version.
+        #[serde(default)]
+        torch: String,
+        /// `CPU`, `CUDA`.
+        #[serde(default)]
+        activities: Vec<String>,
+    },
+    /// Recording began before this step.
+    Opened {
+        /// Counts from 0 per rank.
+        window: u32,
+        /// Steps the worker had executed before.
+        step: u64,
+    },
+    /// Recording ended; stop and export are running, which can take long.
+    Flushing {
+        /// The window.
+        window: u32,
+    },
+    /// The trace is complete under its final name.
+    Closed {
+        /// The window.
+        window: u32,
+        /// File name inside the trace folder.
+        file: String,
+        /// Size of the file.
+        bytes: u64,
+        /// First and last step recorded (last is exclusive).
+        first_step: u64,
+        /// One past the last step.
+        last_step: u64,
+        /// Seconds between open and the end of recording.
+        recorded_s: f64,
+        /// Seconds in `profiler.stop()`.
+        stop_s: f64,
+        /// Seconds in the export.
+        export_s: f64,
+        /// `steps | time | idle | asked | shutdown`.
+        why: String,
+    },
+    /// This window is lost.
+    Failed {
+        /// The window.
+        window: u32,
+        /// What went wrong.
+        error: String,
+    },
+    /// Profiling switched itself off for this worker; the engine goes on.
+    Disabled {
+        /// What went wrong.
+        reason: String,
+    },
+    /// Every window is closed and no further one will open: the answer to a request to close.
+    Finished {},
+}
