@@ -166,7 +166,7 @@ fn metrics_move_step_by_step_under_load() {
 
 #[test]
 fn a_client_that_goes_away_is_forgotten() {
-    let sim = Sim::with("step=20ms");
+    let sim = Sim::with("step=60ms");
     drop(sim.long_stream());
     until("nothing runs any more", || {
         (sim.metric("num_requests_running") == 0.0).then_some(()).or_else(|| {

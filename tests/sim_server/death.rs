@@ -86,6 +86,16 @@ fn a_killed_api_server_leaves_the_engine_as_an_orphan() {
 }
 
 #[test]
+fn an_api_server_killed_while_loading_leaves_an_engine_that_loads_on() {
+    let mut sim = Sim::start(&Options { knobs: "fault=api.kill@loading", ..Options::default() });
+    assert!(matches!(sim.wait(), WaitStatus::Signaled(_, Signal::SIGKILL, _)));
+    until("the engine is ready for nobody", || {
+        sim.log().contains("init engine (profile, create kv cache").then_some(())
+    });
+    assert_eq!(sim.engine(), sim.named("VLLM::EngineCor").unwrap().pid);
+}
+
+#[test]
 fn an_orphaned_engine_does_not_live_for_ever() {
     let mut sim = Sim::with("orphan=100ms");
     sim.signal(sim.pid, Signal::SIGKILL);

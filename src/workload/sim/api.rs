@@ -142,7 +142,6 @@ async fn run(args: Args, knobs: Knobs) -> Result<u8, End> {
     if !wait_for_engine(&client, &listener, &mut events, &engine).await? {
         return Ok(1);
     }
-    strike(&knobs.faults, Who::Api, Phase::Loading, 1)?;
     let address = format!("http://{host}:{}", args.port);
     let (stop, stopped) = watch::channel(false);
     let accepting = accept(port, client.clone(), stopped).map_err(|error| start_failed(&log, &error))?;
@@ -221,10 +220,11 @@ async fn wait_for_engine(
             accepted = listener.accept(), if !connected => {
                 let stream = accepted.and_then(|(stream, _)| stream.into_std());
                 connected = stream.and_then(|stream| attach(client, stream)).is_ok();
+                strike(&client.knobs.faults, Who::Api, Phase::Loading, 1)?;
             }
             Some(event) = events.recv() => match event {
                 Event::Engine(FromEngine::Ready) => return Ok(true),
-                Event::Engine(_) | Event::Watchdog => {}
+                Event::Engine(_) | Event::EngineSilent | Event::Watchdog => {}
                 Event::End(end) => return Err(end),
                 Event::EngineExited => {
                     lines::startup_failed(&client.log);
@@ -262,10 +262,7 @@ fn attach(client: &Arc<Client>, stream: UnixStream) -> std::io::Result<()> {
     });
     let client = client.clone();
     wire::pump(stream, move |message: Option<FromEngine>| {
-        // The end of the stream says nothing that the end of the process does not say better.
-        if let Some(message) = message {
-            client.tell(Event::Engine(message));
-        }
+        client.tell(message.map_or(Event::EngineSilent, Event::Engine));
         true
     });
     Ok(())
@@ -277,13 +274,17 @@ async fn serve(
     events: &mut UnboundedReceiver<Event>,
     engine: &Engine,
 ) -> Result<bool, End> {
+    let (mut exited, mut silent) = (false, false);
     while let Some(event) = events.recv().await {
+        exited |= matches!(event, Event::EngineExited);
+        silent |= matches!(event, Event::EngineSilent);
         match event {
             Event::Engine(FromEngine::Step(report)) => client.step(&report),
             Event::Engine(FromEngine::Ready) => {}
             Event::Engine(FromEngine::Dead) => died(client),
-            Event::EngineExited => {
-                if !client.is_dead() {
+            // Its last words may still be on their way when the process is gone already.
+            Event::EngineExited | Event::EngineSilent => {
+                if exited && silent && !client.is_dead() {
                     lines::engine_vanished(&client.log);
                     died(client);
                 }

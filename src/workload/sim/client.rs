@@ -23,6 +23,8 @@ pub(super) enum Event {
     Signal,
     /// The engine said something.
     Engine(FromEngine),
+    /// The engine will say nothing more.
+    EngineSilent,
     /// The engine's process is gone.
     EngineExited,
     /// The engine has been dead for long enough.

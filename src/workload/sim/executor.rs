@@ -185,7 +185,7 @@ impl Workers {
                     Ok(Said::Gone) | Err(RecvTimeoutError::Disconnected) => return Err(self.died(index, log)),
                     Err(RecvTimeoutError::Timeout) if began.elapsed() >= self.timeout => {
                         log.error("multiproc_executor.py:355", "RPC call to execute_model timed out.");
-                        return Err(End::Crash(Crash::Nccl));
+                        return Err(End::Crash(Crash::RpcTimeout));
                     }
                     Err(RecvTimeoutError::Timeout) => log.info(
                         "shm_broadcast.py:542",
@@ -217,7 +217,7 @@ impl Workers {
             "multiproc_executor.py:246",
             &format!("Worker proc VllmWorker-{rank} died unexpectedly, shutting down executor."),
         );
-        End::Crash(Crash::Nccl)
+        End::Crash(Crash::Executor)
     }
 
     fn shutdown(self) {

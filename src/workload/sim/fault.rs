@@ -87,6 +87,10 @@ pub(super) enum Crash {
     IllegalAccess,
     /// NCCL.
     Nccl,
+    /// A worker process is gone. Not a fault by itself: kill a worker.
+    Executor,
+    /// A worker did not answer. Not a fault by itself: stop a worker.
+    RpcTimeout,
 }
 
 const CRASHES: [(&str, Crash); 6] = [

@@ -154,6 +154,8 @@ fn exception(crash: Crash) -> &'static str {
              asynchronously reported at some other API call, so the stacktrace below might be incorrect.\nFor debugging \
              consider passing CUDA_LAUNCH_BLOCKING=1\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."
         }
+        Crash::Executor => "RuntimeError: Executor failed.",
+        Crash::RpcTimeout => "TimeoutError: RPC call to execute_model timed out.",
         Crash::Nccl => {
             "RuntimeError: Worker failed with error 'NCCL error: unhandled system error', please check the stack trace \
              above for the root cause"

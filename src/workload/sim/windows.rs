@@ -75,6 +75,8 @@ impl Recorder {
             window: 0,
             steps: 0,
         };
+        // A folder that cannot be made shows as a missing index; the engine serves all the same.
+        let _ = std::fs::create_dir_all(&recorder.folder);
         let activities = vec!["CPU".to_owned(), "CUDA".to_owned()];
         recorder.say(WindowEvent::Hello { torch: torch.to_owned(), activities });
         Some(recorder)
