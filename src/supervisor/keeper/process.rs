@@ -42,12 +42,17 @@ pub fn main(_arguments: &[String]) -> ExitCode {
 /// True if nothing of ours is left.
 fn run() -> io::Result<bool> {
     let guard = os::parent_pid();
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    if socket.local_addr().is_err() {
+        return Err(io::Error::other(
+            "this is started by the guard, on a socket, and is no command for people",
+        ));
+    }
     os::reset_ignored_signals()?;
     let deaths = os::block_signals()?;
     os::become_session_leader()?;
     os::become_subreaper()?;
     os::set_own_name(c"varcas-keeper")?;
-    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     os::stdin_to_null()?;
     os::close_on_exec_above_stdio()?;
     socket.set_nonblocking(true)?;
@@ -77,7 +82,10 @@ impl Line {
             // Only the first line: orders may already follow it.
             if let Some(end) = memchr::memchr(b'\n', &self.inbox) {
                 let line: Vec<u8> = self.inbox.drain(..=end).collect();
-                return serde_json::from_slice(&line).map(Some).map_err(io::Error::from);
+                let spec = serde_json::from_slice(&line);
+                return spec
+                    .map(Some)
+                    .map_err(|error| io::Error::other(format!("cannot read the spec: {error}")));
             }
         }
         Ok(None)
