@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 const SCAN_EVERY: Duration = Duration::from_millis(250);
 /// Every so many looks, strangers are examined again.
 const THOROUGH_EVERY: u32 = 20;
+/// Every so many looks, the shared memory of the tree is noted. Seldom: the kernel holds the process's address space
+/// while it prints the map, which a measured server might feel.
+const NOTE_SHM_EVERY: u32 = 120;
 
 /// Entrance of `varcas-guard __keeper`; standard input is the socket to the guard.
 pub fn main(_arguments: &[String]) -> ExitCode {
@@ -177,7 +180,16 @@ impl Keeper {
     fn scan(&mut self) {
         self.scans = self.scans.wrapping_add(1);
         self.tree.scan(self.scans.is_multiple_of(THOROUGH_EVERY), &mut |kind| self.line.say(&kind));
+        if self.scans.is_multiple_of(NOTE_SHM_EVERY) {
+            self.note_shm();
+        }
         self.next_scan = instant_now() + SCAN_EVERY;
+    }
+
+    fn note_shm(&mut self) {
+        let pids = self.tree.members().map(|member| member.stat.id.pid);
+        // The scratch folder may be full or gone; then the cleaning is more careful, no more.
+        drop(reap::note_shm(&self.spec.scratch, pids));
     }
 
     fn trouble(&mut self, what: &str, error: &dyn std::fmt::Display) {
@@ -238,6 +250,7 @@ impl Keeper {
     }
 
     fn kill_all(&mut self, why: &str) -> Killed {
+        self.note_shm();
         kill::kill_all(&mut self.tree, why, &mut |kind| self.line.say(&kind))
     }
 
