@@ -306,8 +306,28 @@ async fn fixture_guard() {
     while facts.recv().await.is_some() {}
 }
 
+/// The process of a guard; dies with its test, also with one that fails.
+struct Guard(Child);
+
+impl Guard {
+    fn id(&self) -> ProcId {
+        proc::id(i32::try_from(self.0.id()).unwrap()).unwrap()
+    }
+
+    fn kill(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
 /// Starts it with a server; returns it, and the keeper.
-async fn guard_of(place: &Place, order: &Order) -> (Child, ProcId) {
+async fn guard_of(place: &Place, order: &Order) -> (Guard, ProcId) {
     std::fs::write(place.file("spec.json"), serde_json::to_vec(&place.spec).unwrap()).unwrap();
     std::fs::write(place.file("order.json"), serde_json::to_vec(order).unwrap()).unwrap();
     // Through a shell that ignores what `nohup` and `&` make ignored.
@@ -319,7 +339,9 @@ async fn guard_of(place: &Place, order: &Order) -> (Child, ProcId) {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    (guard, pid_in(&place.file("keeper")).await)
+    let guard = Guard(guard);
+    let keeper = pid_in(&place.file("keeper")).await;
+    (guard, keeper)
 }
 
 async fn gone(id: ProcId) {
@@ -348,8 +370,7 @@ async fn when_the_guard_is_killed_the_keeper_kills_everything_and_writes_the_las
     drop(std::os::unix::net::UnixListener::bind(scratch.join("0a1b-socket")).unwrap());
     std::os::unix::fs::symlink("/etc/passwd", scratch.join("link")).unwrap();
 
-    guard.kill().unwrap();
-    guard.wait().unwrap();
+    guard.kill();
     gone(keeper).await;
     for id in family {
         assert_reaped(id);
@@ -381,12 +402,11 @@ async fn a_guard_begun_with_nohup_does_not_deafen_the_server() {
     let script = "cat /proc/self/status > status.part; mv status.part status; sleep 180";
     let (mut guard, keeper) = guard_of(&place, &place.spawn(&["/bin/sh", "-c", script])).await;
     let status = text_in(&place.file("status")).await;
-    let guards = std::fs::read_to_string(format!("/proc/{}/status", guard.id())).unwrap();
+    let guards = std::fs::read_to_string(format!("/proc/{}/status", guard.id().pid)).unwrap();
     // HUP, INT and QUIT are the three lowest bits.
     assert_eq!(signals(&guards, "SigIgn") & 0b111, 0b111);
     assert_eq!(signals(&status, "SigIgn"), 0);
-    guard.kill().unwrap();
-    guard.wait().unwrap();
+    guard.kill();
     gone(keeper).await;
 }
 
@@ -396,15 +416,14 @@ async fn a_guard_that_only_stops_kills_nothing() {
     let (mut guard, keeper) =
         guard_of(&place, &place.spawn(&["/bin/sh", "-c", "echo $$ > pid; sleep 180"])).await;
     let main = pid_in(&place.file("pid")).await;
-    let id = proc::id(i32::try_from(guard.id()).unwrap()).unwrap();
+    let id = guard.id();
     os::signal(id, os::SIGSTOP).unwrap();
     wait_for("a stopped guard", || proc::stat(id.pid).filter(|stat| stat.state == 'T')).await;
     // The keeper has looked around since, so it would have noticed.
     let scans_before = cpu_ticks(keeper);
     wait_for("the keeper at work", || (cpu_ticks(keeper) > scans_before).then_some(())).await;
     assert!(proc::is_alive(main));
-    guard.kill().unwrap();
-    guard.wait().unwrap();
+    guard.kill();
     gone(keeper).await;
     assert!(!proc::is_alive(main));
 }
