@@ -184,17 +184,16 @@ async fn an_adopted_orphan_is_reported_with_its_exit_code() {
     let (mut rig, _) = Rig::python(
         r#"
 def orphan():
-    title("orphan")
-    while os.path.exists("wait") or not os.path.exists("go"): time.sleep(0.01)
+    note("orphan", os.getpid())
+    while not os.path.exists("go"): time.sleep(0.01)
     os._exit(5)
 os.waitpid(child(lambda: child(orphan)), 0)
-note("ready", os.getpid())
 forever()
 "#,
     )
     .await;
-    pid_in(&rig.place.file("ready")).await;
-    let orphan = rig.seen_as("orphan").await;
+    let orphan = pid_in(&rig.place.file("orphan")).await;
+    wait_for("adoption", || proc::stat(orphan.pid).filter(|stat| stat.ppid == rig.keeper.proc().pid)).await;
     std::fs::write(rig.place.file("go"), "").unwrap();
     assert_eq!(rig.exit_of(orphan).await, ExitHow::Code { code: 5 });
     rig.kill_all().await;
@@ -223,7 +222,6 @@ async fn a_process_is_reported_again_when_it_takes_an_engines_name() {
     let (mut rig, _) = Rig::python(
         r#"
 def engine():
-    title("warming")
     while not os.path.exists("go"): time.sleep(0.01)
     title("VLLM::Worker_TP0")
     forever()
@@ -232,7 +230,12 @@ forever()
 "#,
     )
     .await;
-    let before = rig.seen_as("warming").await;
+    let before = rig
+        .until("the child", |kind| match kind {
+            EventKind::ProcessSeen { proc, comm, .. } if !comm.starts_with("VLLM::") => Some(*proc),
+            _ => None,
+        })
+        .await;
     std::fs::write(rig.place.file("go"), "").unwrap();
     let after = rig.seen_as("VLLM::Worker_TP").await;
     assert_eq!(before, after);

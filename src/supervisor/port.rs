@@ -38,7 +38,8 @@ pub enum PortState {
         /// Who.
         holders: Vec<Holder>,
     },
-    /// Only the remains of closed connections; they go within a minute, nobody has to do anything.
+    /// Remains of closed connections; they go within a minute, nobody has to do anything but probe again. Where the
+    /// kernel does not list bound sockets (before Linux 6.8), a loading server may hide behind them.
     TimeWait {
         /// How many.
         sockets: usize,

@@ -3,6 +3,7 @@
 
 mod clean;
 
+pub(crate) use clean::note_shm;
 pub use clean::{clean, make_scratch, shm_names};
 
 use crate::event::{Leftover, ProcId};

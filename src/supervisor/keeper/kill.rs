@@ -29,6 +29,7 @@ pub(crate) struct Killed {
 pub(crate) fn kill_all(tree: &mut Tree, why: &str, tell: Tell<'_>) -> Killed {
     let began = instant_now();
     let mut struck = BTreeSet::new();
+    let mut known_trackers = BTreeSet::new();
     let mut trackers_alone = None;
     let mut hunted = 0;
     let mut pause = Duration::from_millis(2);
@@ -44,8 +45,11 @@ pub(crate) fn kill_all(tree: &mut Tree, why: &str, tell: Tell<'_>) -> Killed {
         if began.elapsed() > LIMIT {
             return Killed { killed: struck.into_iter().collect(), leftovers: leftovers(tree) };
         }
-        let (trackers, others): (Vec<_>, Vec<_>) =
-            tree.members().partition(|member| is_tracker(tree, member));
+        let (trackers, others): (Vec<_>, Vec<_>) = tree.members().partition(|member| {
+            // Once known, always known: a process that is exiting has no command line any more.
+            known_trackers.contains(&member.stat.id) || is_tracker(tree, member)
+        });
+        known_trackers.extend(trackers.iter().map(|member| member.stat.id));
         let tracker_time_is_over =
             others.is_empty() && trackers_alone.get_or_insert_with(instant_now).elapsed() > TRACKER_GRACE;
         let victims = if tracker_time_is_over { trackers } else { others };

@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 const SCAN_EVERY: Duration = Duration::from_millis(250);
 /// Every so many looks, strangers are examined again.
 const THOROUGH_EVERY: u32 = 20;
+/// Every so many looks, the shared memory of the tree is noted. Seldom: the kernel holds the process's address space
+/// while it prints the map, which a measured server might feel.
+const NOTE_SHM_EVERY: u32 = 120;
 
 /// Entrance of `varcas-guard __keeper`; standard input is the socket to the guard.
 pub fn main(_arguments: &[String]) -> ExitCode {
@@ -42,12 +45,17 @@ pub fn main(_arguments: &[String]) -> ExitCode {
 /// True if nothing of ours is left.
 fn run() -> io::Result<bool> {
     let guard = os::parent_pid();
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    if socket.local_addr().is_err() {
+        return Err(io::Error::other(
+            "this is started by the guard, on a socket, and is no command for people",
+        ));
+    }
     os::reset_ignored_signals()?;
     let deaths = os::block_signals()?;
     os::become_session_leader()?;
     os::become_subreaper()?;
     os::set_own_name(c"varcas-keeper")?;
-    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     os::stdin_to_null()?;
     os::close_on_exec_above_stdio()?;
     socket.set_nonblocking(true)?;
@@ -77,7 +85,10 @@ impl Line {
             // Only the first line: orders may already follow it.
             if let Some(end) = memchr::memchr(b'\n', &self.inbox) {
                 let line: Vec<u8> = self.inbox.drain(..=end).collect();
-                return serde_json::from_slice(&line).map(Some).map_err(io::Error::from);
+                let spec = serde_json::from_slice(&line);
+                return spec
+                    .map(Some)
+                    .map_err(|error| io::Error::other(format!("cannot read the spec: {error}")));
             }
         }
         Ok(None)
@@ -169,7 +180,16 @@ impl Keeper {
     fn scan(&mut self) {
         self.scans = self.scans.wrapping_add(1);
         self.tree.scan(self.scans.is_multiple_of(THOROUGH_EVERY), &mut |kind| self.line.say(&kind));
+        if self.scans.is_multiple_of(NOTE_SHM_EVERY) {
+            self.note_shm();
+        }
         self.next_scan = instant_now() + SCAN_EVERY;
+    }
+
+    fn note_shm(&mut self) {
+        let pids = self.tree.members().map(|member| member.stat.id.pid);
+        // The scratch folder may be full or gone; then the cleaning is more careful, no more.
+        drop(reap::note_shm(&self.spec.scratch, pids));
     }
 
     fn trouble(&mut self, what: &str, error: &dyn std::fmt::Display) {
@@ -230,6 +250,7 @@ impl Keeper {
     }
 
     fn kill_all(&mut self, why: &str) -> Killed {
+        self.note_shm();
         kill::kill_all(&mut self.tree, why, &mut |kind| self.line.say(&kind))
     }
 

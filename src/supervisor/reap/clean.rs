@@ -27,18 +27,55 @@ pub fn shm_names() -> Vec<String> {
 /// Makes the private temporary folder of an attempt, with a short path (a socket's path may have 107 bytes, and vLLM
 /// puts sockets with names of 36 there), readable by nobody else.
 pub fn make_scratch(base: &Path) -> io::Result<PathBuf> {
-    tempfile::Builder::new().prefix("vg-").tempdir_in(base).map(tempfile::TempDir::keep)
+    use std::os::unix::fs::PermissionsExt;
+    let private = fs::Permissions::from_mode(0o700);
+    tempfile::Builder::new().prefix("vg-").permissions(private).tempdir_in(base).map(tempfile::TempDir::keep)
+}
+
+/// In the scratch folder: names in `/dev/shm` that processes of the attempt were seen to use, one a line.
+const SEEN: &str = ".shm-of-ours";
+
+/// Writes down which shared memory these processes of ours use, for [`clean`], which comes when they are dead.
+pub(crate) fn note_shm(scratch: &Path, pids: impl Iterator<Item = i32>) -> io::Result<()> {
+    let mut names = read_noted(scratch);
+    let before = names.len();
+    for pid in pids {
+        let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let maps = String::from_utf8_lossy(&maps);
+        let used = maps.lines().filter_map(|line| Some(line.split_once("/dev/shm/")?.1));
+        // Already unlinked ones show ` (deleted)` after the name and are no concern any more.
+        names.extend(used.filter(|name| !name.ends_with(" (deleted)")).map(str::to_owned));
+    }
+    if names.len() == before {
+        return Ok(());
+    }
+    fs::write(scratch.join(SEEN), names.into_iter().collect::<Vec<_>>().join("\n"))
+}
+
+fn read_noted(scratch: &Path) -> BTreeSet<String> {
+    fs::read_to_string(scratch.join(SEEN)).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// Whether every process of this machine is in our `/proc`. In a container it is not, but `/dev/shm` may be shared
+/// with the host and its other containers (`--ipc=host`, as vLLM is often run).
+fn sees_everybody() -> bool {
+    /// The kernel's fixed number of the first pid namespace.
+    const FIRST: &str = "pid:[4026531836]";
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link == Path::new(FIRST))
 }
 
 /// Cleans up when no process of the attempt is left: saves regular files of `scratch` (vLLM's profiler leaves
 /// unfinished traces there) to `save_to`, removes `scratch` with its sockets, and removes shared memory that is new
-/// since `shm_before`, ours, named like vLLM's, and used by no living process. Says what it removed and what it
-/// could not.
+/// since `shm_before`, ours, named like vLLM's, and used by no living process. In a container, which does not show
+/// everybody who may use it, it must also have been seen in use by the attempt. Says what it removed and what it could
+/// not.
 pub fn clean(scratch: &Path, save_to: &Path, shm_before: &[String]) -> (Vec<String>, Vec<Leftover>) {
     let mut removed = Vec::new();
     let mut leftovers = Vec::new();
+    let noted = read_noted(scratch);
+    let may_go = |name: &str| sees_everybody() || noted.contains(name);
     clean_scratch(scratch, save_to, &mut removed, &mut leftovers);
-    clean_shm(shm_before, &mut removed, &mut leftovers);
+    clean_shm(shm_before, &may_go, &mut removed, &mut leftovers);
     (removed, leftovers)
 }
 
@@ -94,12 +131,12 @@ fn save_files(
         let Ok(kind) = entry.file_type() else { continue };
         if kind.is_dir() {
             save_files(root, &path, save_to, removed, leftovers);
-        } else if kind.is_file() {
+        } else if kind.is_file() && entry.file_name() != SEEN {
             let relative = path.strip_prefix(root).unwrap_or(&path);
             if let Err(error) = move_file(&path, &save_to.join(relative)) {
                 leftovers.push(stuck(&path, &error));
             }
-        } else {
+        } else if !kind.is_file() {
             removed.push(path.display().to_string());
         }
     }
@@ -135,12 +172,17 @@ fn free_name(wanted: &Path) -> PathBuf {
         .unwrap_or_else(|| wanted.to_owned())
 }
 
-fn clean_shm(before: &[String], removed: &mut Vec<String>, leftovers: &mut Vec<Leftover>) {
+fn clean_shm(
+    before: &[String],
+    may_go: &dyn Fn(&str) -> bool,
+    removed: &mut Vec<String>,
+    leftovers: &mut Vec<Leftover>,
+) {
     let ours =
         |name: &String| SHM_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || name.contains("cpushm");
     let candidates: Vec<(PathBuf, Metadata)> = shm_names()
         .into_iter()
-        .filter(|name| ours(name) && !before.contains(name))
+        .filter(|name| ours(name) && !before.contains(name) && may_go(name))
         .map(|name| Path::new(SHM).join(name))
         .filter_map(|path| fs::symlink_metadata(&path).ok().map(|meta| (path, meta)))
         .filter(|(_, meta)| meta.is_file() && meta.uid() == os::own_uid())
@@ -192,4 +234,35 @@ fn mapped_inode(line: &str) -> Option<(u64, u64)> {
 
 fn stuck(path: &Path, error: &io::Error) -> Leftover {
     Leftover::File { path: path.to_owned(), why: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_a_container_only_what_was_seen_in_use_by_us_is_removed() {
+        let own = std::process::id();
+        let names = [format!("psm_vgseen{own}"), format!("psm_vgforeign{own}")];
+        let paths = names.clone().map(|name| Path::new(SHM).join(name));
+        for path in &paths {
+            fs::write(path, "x").unwrap();
+        }
+        let before: Vec<String> = shm_names().into_iter().filter(|name| !names.contains(name)).collect();
+        let mut removed = Vec::new();
+        let mut leftovers = Vec::new();
+        clean_shm(&before, &|name| name == names[0], &mut removed, &mut leftovers);
+        let there = paths.clone().map(|path| path.exists());
+        drop(fs::remove_file(&paths[1]));
+        assert_eq!(there, [false, true]);
+        assert_eq!((removed, leftovers), (vec![paths[0].display().to_string()], vec![]));
+    }
+
+    #[test]
+    fn a_line_of_maps_gives_device_and_inode() {
+        let line =
+            "7f0000000000-7f0000001000 rw-s 00000000 00:1a 4711                       /dev/shm/psm_x y";
+        assert_eq!(mapped_inode(line), Some((os::device(0, 0x1a), 4711)));
+        assert_eq!(mapped_inode("7f00-7f01 rw-p 0 zz"), None);
+    }
 }
