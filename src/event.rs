@@ -441,6 +441,92 @@ pub struct GpuSample {
     pub mem_total: Reading<u64>,
 }
 
+/// How much a log line means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gravity {
+    /// Known to mean nothing, whatever else it resembles.
+    Harmless,
+    /// Follows from something else.
+    Consequence,
+    /// Recorded, and patience is shorter; alone it ends nothing.
+    Suspect,
+    /// The attempt is lost.
+    Fatal,
+}
+
+/// A log line that a rule knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The rule.
+    pub rule: String,
+    /// The class it speaks for; `engine-dead` when the line only says that something died, not why.
+    pub cause: String,
+    /// In the phase in which it was read.
+    pub gravity: Gravity,
+    /// Line number in the server log, from 1.
+    pub line: u64,
+    /// Byte offset of the line.
+    pub offset: u64,
+    /// The line without colours, cut to a readable length.
+    pub text: String,
+    /// How often this rule has matched so far; not every match is told.
+    pub count: u64,
+}
+
+/// What a standstill looks like from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HangKind {
+    /// A process is stopped by a signal.
+    Stopped,
+    /// A GPU is busy without touching its memory: a kernel waits for something that does not come.
+    GpuSpin,
+    /// Neither GPU nor CPU does anything: a deadlock.
+    GpuIdleHostIdle,
+    /// The CPU works, but nothing comes of it: a compile, or a loop.
+    HostBusy,
+    /// The profiler processes what it recorded.
+    ProfilerFlush,
+    /// The driver does not answer, or a process sleeps uninterruptibly.
+    DriverDead,
+    /// The server progresses, our streams do not.
+    Client,
+    /// Not enough was readable to tell.
+    Undetermined,
+}
+
+/// How sure the guard is of a standstill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SuspicionStep {
+    /// It moves again.
+    Cleared,
+    /// Nothing has moved for a while.
+    Suspect,
+    /// A second, independent source agrees.
+    Confirmed,
+    /// Patience is over.
+    Act,
+}
+
+/// A standstill, as far as it has come.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Suspicion {
+    /// How sure.
+    pub step: SuspicionStep,
+    /// What it looks like.
+    pub kind: HangKind,
+    /// Nothing has moved for this long.
+    #[serde(with = "secs")]
+    pub still: Duration,
+    /// It is borne this long.
+    #[serde(with = "secs")]
+    pub patience: Duration,
+    /// What was seen, in words.
+    pub reasons: Vec<String>,
+}
+
 /// Percentiles of one latency, in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
@@ -742,6 +828,20 @@ pub enum EventKind {
         removed: Vec<String>,
     },
 
+    /// A log line that a rule knows.
+    Finding(Finding),
+    /// A standstill began, became surer, or ended.
+    Suspicion(Suspicion),
+    /// Room on the disk and what our files take of it, in bytes.
+    DiskSampled {
+        /// Free on the filesystem of the run folder.
+        free: Reading<u64>,
+        /// Size of the trace folder.
+        traces: Reading<u64>,
+        /// Size of the logs.
+        logs: Reading<u64>,
+    },
+
     // ---- conclusions ----
     /// A new attempt begins.
     AttemptStarted {},
@@ -805,6 +905,7 @@ impl EventKind {
                 | Self::EngineSampled(_)
                 | Self::ProcessesSampled { .. }
                 | Self::GpusSampled(_)
+                | Self::DiskSampled { .. }
                 | Self::ProcessSeen { .. }
                 | Self::Window(_)
         )
