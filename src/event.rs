@@ -460,7 +460,7 @@ pub enum Gravity {
 pub struct Finding {
     /// The rule.
     pub rule: String,
-    /// The class it speaks for; `engine-dead` when the line only says that something died, not why.
+    /// The class it speaks for, or [`Finding::ENGINE_DEAD`].
     pub cause: String,
     /// In the phase in which it was read.
     pub gravity: Gravity,
@@ -472,6 +472,30 @@ pub struct Finding {
     pub text: String,
     /// How often this rule has matched so far; not every match is told.
     pub count: u64,
+    /// Causes that this one explains, even when their lines come first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outranks: Vec<String>,
+}
+
+impl Finding {
+    /// The cause of a line that says only that something died, not why.
+    pub const ENGINE_DEAD: &'static str = "engine-dead";
+
+    /// The finding that says why: the first fatal one that knows a cause, else the first suspect that does, else the
+    /// first fatal one; and instead of it one that explains it.
+    pub fn root<'a>(findings: &[&'a Self]) -> Option<&'a Self> {
+        let knows = |finding: &&Self| finding.cause != Self::ENGINE_DEAD;
+        let first = |gravity| move |finding: &&Self| finding.gravity == gravity;
+        let all = || findings.iter().copied();
+        let root = all()
+            .filter(first(Gravity::Fatal))
+            .find(knows)
+            .or_else(|| all().filter(first(Gravity::Suspect)).find(knows))
+            .or_else(|| all().find(first(Gravity::Fatal)))?;
+        let explains =
+            |finding: &&Self| finding.gravity >= Gravity::Suspect && finding.outranks.contains(&root.cause);
+        Some(all().find(explains).unwrap_or(root))
+    }
 }
 
 /// What a standstill looks like from outside.
