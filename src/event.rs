@@ -4,10 +4,12 @@
 //! An event is either a *fact* that an edge saw or did, or a *conclusion* of the pure machine. A replay feeds the
 //! facts to the machine again and must reach the same conclusions ([`EventKind::is_fact`]).
 
+mod finding;
 mod measured;
 mod window;
 pub mod words;
 
+pub use finding::{Finding, Gravity, HangKind, Suspicion, SuspicionStep};
 pub use measured::{
     BenchSummary, EngineSample, GpuSample, Latency, LoadProgress, ProcSample, Reading, WorkloadSummary,
 };
@@ -515,6 +517,20 @@ pub enum EventKind {
         removed: Vec<String>,
     },
 
+    /// A log line that a rule knows.
+    Finding(Finding),
+    /// A standstill began, became surer, or ended.
+    Suspicion(Suspicion),
+    /// Room on the disk and what our files take of it, in bytes.
+    DiskSampled {
+        /// Free on the filesystem of the run folder.
+        free: Reading<u64>,
+        /// Size of the trace folder.
+        traces: Reading<u64>,
+        /// Size of the logs.
+        logs: Reading<u64>,
+    },
+
     // ---- conclusions ----
     /// A new attempt begins.
     AttemptStarted {},
@@ -578,6 +594,7 @@ impl EventKind {
                 | Self::EngineSampled(_)
                 | Self::ProcessesSampled { .. }
                 | Self::GpusSampled(_)
+                | Self::DiskSampled { .. }
                 | Self::ProcessSeen { .. }
                 | Self::Window(_)
         )

@@ -1,5 +1,7 @@
 //! A log is read once and whole, whatever happens to its file.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use proptest::prelude::*;
 use std::fs::{File, OpenOptions};
 use std::io::Write;

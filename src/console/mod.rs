@@ -1,1 +1,3 @@
 //! What faces a person while a run goes on. It only consumes events.
+
+pub mod lines;

@@ -4,6 +4,7 @@ pub mod disk;
 pub mod follow;
 pub mod gpu;
 pub mod lines;
+pub mod log_rules;
 pub mod metrics;
 pub mod nvml;
 pub mod process;

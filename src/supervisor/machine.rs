@@ -137,6 +137,9 @@ impl Machine {
             EventKind::EngineSampled(_)
             | EventKind::ProcessesSampled { .. }
             | EventKind::GpusSampled(_)
+            | EventKind::DiskSampled { .. }
+            | EventKind::Finding(_)
+            | EventKind::Suspicion(_)
             | EventKind::ProcessSeen { .. }
             | EventKind::SignalSent { .. }
             | EventKind::Window(_)

@@ -1,0 +1,119 @@
+//! The flags that `run` and `check` share, and how they become a plan.
+
+use crate::config::{Given, Plan, plan};
+use crate::error::{ExitCode, Failure};
+use crate::supervisor::{layout, preflight};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Values stay texts here: file and flags are validated together, so that every mistake is reported in one go.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// The run folder [default: output/safe_profile_YYYYMMDD_HHMMSS]
+    pub output_dir: Option<String>,
+    /// Attempts after the first [default: 3]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub retries: Option<String>,
+    /// Model folder or hub name [default: TinyLlama/TinyLlama-1.1B-Chat-v1.0]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Port on 127.0.0.1 [default: 8000]
+    #[arg(long, allow_hyphen_values = true)]
+    pub port: Option<String>,
+    /// How long requests are sent, e.g. 90s or 10m [default: 120s]
+    #[arg(long, allow_hyphen_values = true)]
+    pub duration: Option<String>,
+    /// vllm, sim (simulated, needs no GPU), or command (any OpenAI-compatible server; its argv stands after --)
+    #[arg(long, value_name = "KIND")]
+    pub server: Option<String>,
+    /// The interpreter that has vLLM [default: python3 of $VIRTUAL_ENV or PATH]
+    #[arg(long, value_name = "PATH")]
+    pub python: Option<String>,
+    /// Record profiler windows inside the worker, or nothing: windows or off [default: windows]
+    #[arg(long, value_name = "MODE")]
+    pub profile: Option<String>,
+    /// Settings file; without it ./guard.toml is read if it exists. Flags win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Spawn to ready [default: 30m]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub startup_timeout: Option<String>,
+    /// The whole run; then everything is stopped in good order (exit code 124)
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
+    pub deadline: Option<String>,
+    /// Further arguments for vLLM, or the command line of --server command
+    #[arg(last = true, value_name = "ARGS")]
+    pub rest: Vec<String>,
+}
+
+impl Options {
+    /// Reads the file, adds the flags, and makes one validated plan.
+    pub fn plan(&self) -> Result<Plan, Failure> {
+        let file = match &self.config {
+            Some(path) => Some(read(path)?),
+            None if PathBuf::from("guard.toml").is_file() => Some(read(&PathBuf::from("guard.toml"))?),
+            None => None,
+        };
+        let flags = [
+            ("output", &self.output_dir),
+            ("retries", &self.retries),
+            ("server.model", &self.model),
+            ("server.port", &self.port),
+            ("load.duration", &self.duration),
+            ("server.kind", &self.server),
+            ("server.python", &self.python),
+            ("profile.mode", &self.profile),
+            ("budgets.startup", &self.startup_timeout),
+            ("budgets.run", &self.deadline),
+        ];
+        let flags = flags.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect();
+        let rest = (!self.rest.is_empty()).then(|| self.rest.clone());
+        let mut defaults = Plan::default();
+        defaults.server.python = default_python();
+        let name = layout::default_run_name(&jiff::ZonedDateTime::now());
+        defaults.output = PathBuf::from("output").join(name);
+        let mut plan = plan(defaults, &Given { file, flags, rest })?;
+        plan.output = std::path::absolute(&plan.output).map_err(|error| {
+            Failure::new(ExitCode::Usage, format!("cannot use {} as run folder: {error}", plan.output.display()))
+        })?;
+        // The server runs in its attempt's folder, so a relative path would point elsewhere there.
+        let model = std::path::Path::new(&plan.server.model);
+        if model.is_relative() && model.is_dir() {
+            if let Ok(path) = std::path::absolute(model) {
+                plan.server.model = path.to_string_lossy().into_owned();
+            }
+        }
+        if plan.server.python.is_relative() {
+            let name = plan.server.python.to_string_lossy().into_owned();
+            if let Some(found) = preflight::find_program(&name) {
+                plan.server.python = std::path::absolute(&found).unwrap_or(found);
+            }
+        }
+        Ok(plan)
+    }
+}
+
+fn read(path: &PathBuf) -> Result<(String, String), Failure> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok((path.display().to_string(), text)),
+        Err(error) => Err(Failure::new(ExitCode::Usage, format!("cannot read {}: {error}", path.display()))),
+    }
+}
+
+fn default_python() -> PathBuf {
+    match std::env::var_os("VIRTUAL_ENV") {
+        Some(env) if !env.is_empty() => PathBuf::from(env).join("bin/python3"),
+        _ => PathBuf::from("python3"),
+    }
+}
+
+/// Our own environment as text. A variable that is not UTF-8 cannot stand in a journal and is left out.
+pub fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+}
+
+/// A runtime for the edges: everything runs on this thread, only the load has threads of its own.
+pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    use crate::error::Context;
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the asynchronous runtime")
+}

@@ -1,0 +1,72 @@
+//! `varcas-guard replay RUN`: the facts of the journal go through the state machine again; states, decisions and report
+//! must come out the same.
+
+use super::report;
+use crate::error::{Context, ExitCode, Failure};
+use crate::event::{Event, EventKind};
+use crate::recovery::report::model;
+use crate::supervisor::journal;
+use crate::supervisor::layout::RunDir;
+use crate::supervisor::machine::Machine;
+use crate::supervisor::state::Action;
+use std::path::PathBuf;
+use std::process::ExitCode as ProcessExit;
+
+/// Flags of `replay`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The run folder
+    run: PathBuf,
+}
+
+/// Runs it.
+pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
+    let dir = RunDir::new(&args.run);
+    let read = journal::read(&dir.journal()).context(format_args!("read {}", dir.journal().display()))?;
+    let again = replay(&read.events);
+    let mut differences = 0;
+    for (number, (old, new)) in read.events.iter().zip(&again).enumerate() {
+        if old != new {
+            differences += 1;
+            println!("event {number} differs:\n  then {:?}\n  now  {:?}", old.kind, new.kind);
+        }
+    }
+    if read.events.len() != again.len() {
+        differences += 1;
+        println!("the journal has {} events, the replay {}", read.events.len(), again.len());
+    }
+    if let Ok(stored) = std::fs::read_to_string(dir.report_json()) {
+        let now = report::json(&model::build(&again))?;
+        if stored.trim_end() != now {
+            differences += 1;
+            println!("report.json differs from the report of the replay");
+        }
+    } else {
+        println!("there is no report.json to compare with");
+    }
+    if differences > 0 {
+        return Err(Failure::new(ExitCode::Bug, format!("{differences} differences between the run and its replay")));
+    }
+    println!("{} events, the same states, decisions and report", again.len());
+    Ok(ProcessExit::SUCCESS)
+}
+
+/// The journal as it would be written today from the same facts.
+pub fn replay(events: &[Event]) -> Vec<Event> {
+    let mut machine = Machine::new();
+    let mut out: Vec<Event> = Vec::with_capacity(events.len());
+    for event in events.iter().filter(|event| event.kind.is_fact()) {
+        let push = |out: &mut Vec<Event>, attempt, kind: EventKind| {
+            let seq = out.len() as u64;
+            out.push(Event { v: event.v, seq, at: event.at, attempt, kind });
+        };
+        let actions = machine.step(event.at, &event.kind);
+        push(&mut out, event.attempt, event.kind.clone());
+        for action in actions {
+            if let Action::Conclude(kind) = action {
+                push(&mut out, machine.attempt(), kind);
+            }
+        }
+    }
+    out
+}

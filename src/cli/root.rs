@@ -1,0 +1,96 @@
+//! The one definition of the command line: help, man page and completions come from it.
+
+use super::{bench, check, reap, replay, report, run, salvage};
+use crate::error::{ExitCode, Failure};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode as ProcessExit;
+
+/// Brings a profiled vLLM benchmark home with nobody watching.
+#[derive(Debug, Parser)]
+#[command(name = "varcas-guard", version, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 success, 2 usage, 69 preflight refused, 70 bug, 75 every attempt failed, \
+    93 hopeless, 124 deadline, 130 SIGINT, 143 SIGTERM.")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the server, profile it under load, and leave traces, results and a report
+    Run(run::Args),
+    /// Run the preflight alone; starts nothing
+    Check(check::Args),
+    /// Show the report of a run, also of one that was killed half-way
+    Report(report::Args),
+    /// Feed a run's journal to the state machine again and compare
+    Replay(replay::Args),
+    /// End what runs whose guard is dead have left
+    Reap(reap::Args),
+    /// Run the load alone against any OpenAI-compatible server
+    Bench(bench::Args),
+    /// Repair cut or broken profiler traces
+    Salvage(salvage::Args),
+    /// Print the man page
+    #[command(hide = true)]
+    Man,
+    /// Print completions for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command line and returns the exit code.
+pub fn main(arguments: &[String]) -> ProcessExit {
+    // Two internal entrances that never meet clap: the keeper and the simulator are this same binary, started again.
+    match arguments.get(1).map(String::as_str) {
+        Some("__keeper") => return crate::supervisor::keeper::main(&arguments[2..]),
+        Some("__sim") => return crate::workload::sim::main(&arguments[2..]),
+        _ => {}
+    }
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Where help or usage is printed to cannot be told any better.
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::Usage.into() } else { ExitCode::Success.into() };
+        }
+    };
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Reap(args) => reap::run(&args),
+        Command::Bench(args) => return bench::run(args),
+        Command::Salvage(args) => return salvage::run(&args),
+        Command::Man => man(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "varcas-guard", &mut std::io::stdout());
+            Ok(ProcessExit::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|failure| tell(&failure))
+}
+
+fn tell(failure: &Failure) -> ProcessExit {
+    eprintln!("{failure}");
+    failure.exit.into()
+}
+
+fn man() -> Result<ProcessExit, Failure> {
+    use crate::error::Context;
+    clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()).context("print the man page")?;
+    Ok(ProcessExit::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,248 @@
+//! `varcas-guard run`: from a plan to an exit code.
+
+use super::options::{Options, environment, runtime};
+use super::report;
+use crate::config::Plan;
+use crate::console::lines::{Lines, Style};
+use crate::error::{Context, ExitCode, Failure};
+use crate::event::{Check, Event, EventKind, Severity};
+use crate::recovery::report::model::Report;
+use crate::supervisor::dispatcher::{Dispatcher, Sink};
+use crate::supervisor::journal::Journal;
+use crate::supervisor::layout::{RunDir, SEED_NAMES};
+use crate::supervisor::performer::Run;
+use crate::supervisor::run_id::RunId;
+use crate::supervisor::{os, proc};
+use crate::time::SystemClock;
+use crate::workload::server::{self, Places, RunMark};
+use std::fs::File;
+use std::io::{Stdout, stdout};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode as ProcessExit;
+use std::sync::Arc;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+/// Flags of `run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    options: Options,
+    /// Print the exact command line, environment and plan; start nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print events as JSON lines instead of sentences
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors
+    #[arg(long, short, conflicts_with = "json")]
+    quiet: bool,
+}
+
+/// Runs it.
+pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
+    let plan = args.options.plan()?;
+    let exe = std::env::current_exe().context("find this program's own file")?;
+    if args.dry_run {
+        return dry_run(&plan, &exe, args.json);
+    }
+    let dir = RunDir::new(&plan.output);
+    let _lock = claim(&dir)?;
+    let _log = own_log(&dir);
+    os::become_subreaper().context("become the parent of orphans")?;
+    let style = match (args.json, args.quiet) {
+        (true, _) => Style::Json,
+        (_, true) => Style::Quiet,
+        _ => Style::Plain,
+    };
+    let id = RunId::new(&jiff::ZonedDateTime::now());
+    let code = go(&plan, &dir, id, exe, style)?;
+    let report = report::of_run(&dir)?;
+    if let Err(failure) = link(&dir, &report) {
+        eprintln!("{failure}");
+    }
+    report::write(&dir, &report)?;
+    if style == Style::Plain {
+        farewell(&dir, &report);
+    }
+    Ok(ProcessExit::from(code))
+}
+
+fn go(plan: &Plan, dir: &RunDir, id: RunId, exe: PathBuf, style: Style) -> Result<u8, Failure> {
+    let clock = SystemClock::new();
+    let journal = Journal::create(&dir.journal()).context(format_args!("create {}", dir.journal().display()))?;
+    let first = EventKind::RunStarted {
+        run_id: id.as_str().to_owned(),
+        guard_version: env!("CARGO_PKG_VERSION").to_owned(),
+        guard: proc::own_id(),
+        plan: Box::new(plan.clone()),
+    };
+    let run = Arc::new(Run { plan: plan.clone(), dir: dir.clone(), id, exe, env: environment() });
+    let mut console = Console { lines: Lines::new(stdout(), style) };
+    let mut log = Log;
+    runtime()?.block_on(async {
+        let (facts, received) = unbounded_channel();
+        let handle = forward_signals(facts.clone()).context("listen for signals")?;
+        let sinks: Vec<&mut dyn Sink> = vec![&mut console, &mut log];
+        let code = Dispatcher::new(run, clock, journal, facts, sinks)?.run(first, received).await;
+        handle.close();
+        Ok(code)
+    })
+}
+
+struct Console {
+    lines: Lines<Stdout>,
+}
+
+impl Sink for Console {
+    fn event(&mut self, event: &Event) {
+        self.lines.show(event);
+    }
+}
+
+/// The guard's own log has the same sentences, with the time of day.
+struct Log;
+
+impl Sink for Log {
+    fn event(&mut self, event: &Event) {
+        if let Some(words) = crate::event::words::sentence(&event.kind) {
+            tracing::info!(attempt = event.attempt, "{words}");
+        }
+    }
+}
+
+fn forward_signals(facts: UnboundedSender<EventKind>) -> std::io::Result<signal_hook::iterator::Handle> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let handle = signals.handle();
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            if facts.send(EventKind::SignalReceived { signal }).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(handle)
+}
+
+fn own_log(dir: &RunDir) -> Option<tracing_appender::non_blocking::WorkerGuard> {
+    let path = dir.guard_log();
+    let folder = path.parent()?;
+    let appender = tracing_appender::rolling::never(folder, path.file_name()?);
+    let (writer, guard) = tracing_appender::non_blocking(appender);
+    let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).with_target(false).finish();
+    // Somebody else's subscriber (a test's) may be there already, and is as good.
+    drop(tracing::subscriber::set_global_default(subscriber));
+    Some(guard)
+}
+
+/// Makes the folder ours: it must hold no older run and no live one. Nothing in it is touched otherwise.
+fn claim(dir: &RunDir) -> Result<File, Failure> {
+    let check = output_check(dir.root());
+    if check.severity == Severity::Refuse {
+        return Err(Failure::new(ExitCode::Refused, check.saw).hint(check.hint.unwrap_or_default()));
+    }
+    let refused = |error: std::io::Error| {
+        Failure::new(ExitCode::Refused, format!("cannot use {} as run folder: {error}", dir.root().display()))
+            .hint("give an OUTPUT_DIR that you may write to")
+    };
+    std::fs::create_dir_all(dir.root()).map_err(refused)?;
+    match os::try_lock(&dir.lock()).map_err(refused)? {
+        Some(lock) => Ok(lock),
+        None => Err(live(dir.root())),
+    }
+}
+
+fn live(root: &Path) -> Failure {
+    Failure::new(ExitCode::Refused, format!("{} belongs to a run that is alive", root.display()))
+        .hint("give another OUTPUT_DIR")
+}
+
+/// Whether a run could have this folder.
+pub fn output_check(root: &Path) -> Check {
+    let dir = RunDir::new(root);
+    let refuse = |saw: String, hint: &str| Check {
+        check: "output".to_owned(),
+        severity: Severity::Refuse,
+        saw,
+        hint: Some(hint.to_owned()),
+    };
+    if root.exists() && !root.is_dir() {
+        return refuse(format!("{} is not a folder", root.display()), "give another OUTPUT_DIR");
+    }
+    if dir.lock().exists() && matches!(os::try_lock(&dir.lock()), Ok(None)) {
+        return refuse(format!("{} belongs to a run that is alive", root.display()), "give another OUTPUT_DIR");
+    }
+    if dir.journal().exists() || dir.attempt(1).root().exists() {
+        let saw = format!("{} holds an older run, which is not overwritten", root.display());
+        return refuse(saw, "give another OUTPUT_DIR, or move the old one away");
+    }
+    let existing = root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if let Err(error) = tempfile::tempfile_in(existing) {
+        let saw = format!("cannot write to {}: {error}", existing.display());
+        return refuse(saw, "give an OUTPUT_DIR that you may write to");
+    }
+    Check { check: "output".to_owned(), severity: Severity::Ok, saw: root.display().to_string(), hint: None }
+}
+
+/// The seed's file names at the top, as links to the attempt that counts.
+fn link(dir: &RunDir, report: &Report) -> Result<(), Failure> {
+    let Some(number) = report.counts else { return Ok(()) };
+    let attempt = dir.attempt(number);
+    let names = SEED_NAMES.iter().map(|name| ((*name).to_owned(), attempt.root().join(name)));
+    let traces = report.traces.iter().map(|trace| (trace.file.clone(), attempt.traces().join(&trace.file)));
+    for (name, target) in names.chain(traces).filter(|(_, target)| target.exists()) {
+        let relative = target.strip_prefix(dir.root()).unwrap_or(&target);
+        std::os::unix::fs::symlink(relative, dir.root().join(&name)).context(format_args!("link {name}"))?;
+    }
+    Ok(())
+}
+
+fn farewell(dir: &RunDir, report: &Report) {
+    println!();
+    println!("{}: {}", report.outcome, report.reason);
+    if let Some(bench) = &report.benchmark {
+        println!(
+            "benchmark: {} requests, {:.2} requests/s, {:.1} output tokens/s, TTFT p50 {:.0} ms",
+            bench.progress.completed, bench.request_throughput, bench.output_throughput, bench.ttft_ms.p50
+        );
+    }
+    let events: u64 = report.traces.iter().map(|trace| trace.events).sum();
+    println!("traces: {} windows with {events} events", report.traces.len());
+    println!("left behind: {}", if report.left_behind.is_empty() { "nothing" } else { "see the report" });
+    println!("report: {}", dir.report_md().display());
+}
+
+fn dry_run(plan: &Plan, exe: &Path, json: bool) -> Result<ProcessExit, Failure> {
+    let env = environment();
+    let mut gpu = crate::health::nvml::NvmlSource::start().context("start the thread that asks the GPUs")?;
+    let leftovers = crate::supervisor::preflight::Leftovers::Tell;
+    let (checks, facts) =
+        runtime()?.block_on(crate::supervisor::preflight::check(plan, &env, &mut gpu, leftovers));
+    let attempt = RunDir::new(&plan.output).attempt(1);
+    let places = Places {
+        traces: attempt.traces(),
+        scratch: PathBuf::from("/tmp/vg-XXXXXX"),
+        evidence: attempt.evidence(),
+        python: attempt.python(),
+    };
+    let mark = RunMark { run_id: RunId::new(&jiff::ZonedDateTime::now()).as_str().to_owned(), attempt: 1 };
+    let command = server::command(plan, &facts, &places, &mark, &env, exe);
+    if json {
+        let value = serde_json::json!({
+            "argv": command.argv, "env": command.ours, "plan": plan, "server": facts,
+            "checks": checks, "notes": command.notes,
+        });
+        println!("{value}");
+    } else {
+        println!("command line:\n  {}\n\nenvironment, beside what is inherited:", command.argv.join(" "));
+        for (name, value) in &command.ours {
+            println!("  {name}={value}");
+        }
+        println!("\nplan:\n{}\n\npreflight:", serde_json::to_string_pretty(plan).context("print the plan")?);
+        for check in checks.iter().chain(&command.notes) {
+            println!("{}", super::check::line(check));
+        }
+    }
+    let refused = command.refused() || checks.iter().any(|check| check.severity == Severity::Refuse);
+    Ok(if refused { ExitCode::Refused } else { ExitCode::Success }.into())
+}
