@@ -1,5 +1,7 @@
 //! One file per subcommand.
 
+pub mod bench;
+
 use std::process::ExitCode;
 
 /// Runs the command line and returns the exit code.

@@ -99,7 +99,10 @@ pub async fn run_load(
     }
     context.ended = wall_now();
     context.client = done.client;
-    if let (Some(before), Some(after)) = (cache_before, ready::prefix_cache(&target.base_url).await) {
+    // A load that was stopped is wanted back at once, and its server may be gone.
+    let ask = done.incomplete.is_none() && cache_before.is_some();
+    let cache_after = if ask { ready::prefix_cache(&target.base_url).await } else { None };
+    if let (Some(before), Some(after)) = (cache_before, cache_after) {
         let queries = after.0 - before.0;
         context.prefix_cache_hit_rate = (queries > 0.0).then(|| (after.1 - before.1) / queries);
     }
