@@ -12,8 +12,12 @@ use crate::workload::load::tally::Slo;
 use clap::{Args as ClapArgs, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
+
+/// The signal that asked for the stop; 0 when none did.
+static STOPPED_BY: AtomicI32 = AtomicI32::new(0);
 
 /// Run the load alone against a server that is already there.
 #[derive(Debug, Clone, ClapArgs)]
@@ -213,7 +217,7 @@ async fn bench(args: &Args) -> Result<Code, Failure> {
 
     let info = tokio::select! {
         info = tokio::time::timeout(args.wait, ready::wait_ready(&args.url, args.model.as_deref())) => info,
-        _ = stop.wait_for(|stop| *stop) => return Ok(Code::Interrupted),
+        _ = stop.wait_for(|stop| *stop) => return Ok(interrupted()),
     };
     let info = info
         .map_err(|_| {
@@ -227,7 +231,7 @@ async fn bench(args: &Args) -> Result<Code, Failure> {
     describe(&info, args, &mix, &mut target).await?;
     let warm = tokio::select! {
         warm = ready::warm_up(&target, args.warmup) => warm,
-        _ = stop.wait_for(|stop| *stop) => return Ok(Code::Interrupted),
+        _ = stop.wait_for(|stop| *stop) => return Ok(interrupted()),
     };
     let (requests, slowest) = warm.map_err(|e| Failure::new(Code::AttemptsFailed, e))?;
     println!("Warm-up: {requests} requests, slowest {:.2} s, not counted", slowest.as_secs_f64());
@@ -252,11 +256,19 @@ async fn bench(args: &Args) -> Result<Code, Failure> {
 /// 0 for a complete load in which something succeeded.
 fn verdict(summary: &BenchSummary) -> Code {
     if !summary.is_complete {
-        Code::Interrupted
+        interrupted()
     } else if summary.progress.completed == 0 {
         Code::AttemptsFailed
     } else {
         Code::Success
+    }
+}
+
+fn interrupted() -> Code {
+    if STOPPED_BY.load(Ordering::SeqCst) == signal_hook::consts::SIGTERM {
+        Code::Terminated
+    } else {
+        Code::Interrupted
     }
 }
 
@@ -356,7 +368,7 @@ async fn sweep(
             summary.tpot_ms.p50, summary.progress.failed
         );
         if !summary.is_complete {
-            return Ok(Code::Interrupted);
+            return Ok(interrupted());
         }
         let lost = summary.progress.failed + summary.cancelled;
         if done < 0.9 * offered || lost * 100 > summary.progress.sent {
@@ -420,7 +432,7 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>, Failure> {
         .name("bench-signals".to_owned())
         .spawn(move || {
             let mut signals = signals.forever();
-            signals.next();
+            STOPPED_BY.store(signals.next().unwrap_or(0), Ordering::SeqCst);
             let _ = ask.send(true);
             if let Some(signal) = signals.next() {
                 let _ = signal_hook::low_level::emulate_default_handler(signal);

@@ -168,6 +168,7 @@ impl Job {
     }
 
     async fn serve(mut self, recorder: Recorder) -> Result<Streamed, String> {
+        raise_open_files();
         let client = Client::new(&self.endpoint).await?;
         let streams = self.load.schedule.arrivals.streams();
         let closed = streams.is_some();
@@ -384,6 +385,17 @@ impl Probe {
             ));
         }
         ClientHealth { cpu_pct, loop_lag_ms, warnings }
+    }
+}
+
+/// Every open request is an open file: the soft limit, often 1,024, is raised to the hard one. What cannot be raised shows
+/// as connect-failed with the system's words.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 
