@@ -8,8 +8,12 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use varcas_guard::config::{LoadPlan, Plan};
 use varcas_guard::event::{BenchSummary, EventKind};
-use varcas_guard::workload::load::driver::{LoadFiles, Target, run};
+use varcas_guard::workload::load::arrivals::Arrivals;
+use varcas_guard::workload::load::driver::{Api, Load, LoadFiles, Target, run, run_load};
+use varcas_guard::workload::load::mix::Mix;
 use varcas_guard::workload::load::prompt::TokenModel;
+use varcas_guard::workload::load::schedule::Schedule;
+use varcas_guard::workload::load::tally::Slo;
 
 struct Bench {
     dir: TempDir,
@@ -366,4 +370,142 @@ async fn wait_async(mut enough: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("waited a minute in vain");
+}
+
+fn fixed(streams: Option<u32>, rate: f64, duration: Duration) -> Load {
+    let mix = Mix::from_toml(
+        "name = \"fixed\"\n[[workload]]\nname = \"a\"\ninput = { dist = \"fixed\", tokens = 20 }\n\
+         output = { dist = \"fixed\", tokens = 5 }\nprefix = { tokens = 30 }\n",
+    )
+    .unwrap();
+    let arrivals = streams.map_or(Arrivals::Constant { rate }, |streams| Arrivals::Closed { streams });
+    Load::new(Schedule::draw(mix, arrivals, duration, 4096, 1).unwrap(), 1, 1)
+}
+
+#[test]
+fn a_closed_loop_keeps_its_streams_busy_and_ends_by_the_clock() {
+    let server = Mock::start(|_| {
+        [vec![stream_head(), Step::Pause(Duration::from_millis(20))], good(3)[1..].to_vec()].concat()
+    });
+    let bench = Bench::new(&server.url(), 1.0, Duration::from_secs(1));
+    let load = fixed(Some(4), 0.0, Duration::from_secs(1));
+    let summary =
+        block_on(run_load(&bench.target, load, &bench.files(), bench.stop.subscribe(), |_| {})).unwrap();
+    let result = bench.result();
+    assert_eq!(result["max_concurrent_requests"], 4);
+    assert_eq!(result["config"]["open_loop"], false);
+    assert!(result["request_rate"].is_null());
+    assert!(summary.is_complete && summary.progress.completed == summary.progress.sent);
+    assert!(summary.progress.sent > 20, "{}", summary.progress.sent);
+}
+
+#[test]
+fn the_wait_behind_a_concurrency_limit_is_counted() {
+    // One request takes 50 ms, 40 a second are asked for, and one may be open: the queue grows.
+    let server = Mock::start(|_| {
+        [vec![stream_head(), Step::Pause(Duration::from_millis(50))], good(2)[1..].to_vec()].concat()
+    });
+    let bench = Bench::new(&server.url(), 1.0, Duration::from_secs(1));
+    let mut load = fixed(None, 40.0, Duration::from_secs(1));
+    load.max_concurrency = Some(1);
+    load.slo = Slo { e2el: Some(Duration::from_millis(400)), ..Slo::default() };
+    let summary =
+        block_on(run_load(&bench.target, load, &bench.files(), bench.stop.subscribe(), |_| {})).unwrap();
+    let result = bench.result();
+    assert_eq!(result["max_concurrent_requests"], 1);
+    assert_eq!(summary.progress.completed, 39);
+    // The last of 39 waits for 38 others: 38 * 50 ms less the second in which they were sent.
+    let from_intended = result["load"]["e2el_from_intended_ms"]["max"].as_f64().unwrap();
+    assert!(from_intended > 850.0, "{from_intended}");
+    assert!(summary.e2el_ms.p50 < from_intended / 2.0, "{}", summary.e2el_ms.p50);
+    assert!(result["load"]["send_lag_ms"]["max"].as_f64().unwrap() > 800.0);
+    let (good, all) = (result["request_goodput"].as_f64().unwrap(), summary.request_throughput);
+    assert!(good > 0.0 && good < 0.8 * all, "{good} of {all}");
+}
+
+#[test]
+fn the_chat_endpoint_gets_messages_and_its_first_role_only_piece_is_no_token() {
+    let server = Mock::start(|_| {
+        let event = |json: &str| Step::Send(chunk(format!("data: {json}\n\n").as_bytes()));
+        vec![
+            stream_head(),
+            event(r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#),
+            Step::Pause(Duration::from_millis(40)),
+            event(r#"{"choices":[{"index":0,"delta":{"reasoning_content":"hm"}}]}"#),
+            event(r#"{"choices":[{"index":0,"delta":{"content":"yes"},"finish_reason":"stop"}]}"#),
+            tail(9, 2),
+        ]
+    });
+    let bench = Bench::new(&server.url(), 1.0, Duration::from_secs(1));
+    let load = Load { api: Api::Chat, ..fixed(None, 20.0, Duration::from_millis(500)) };
+    let summary =
+        block_on(run_load(&bench.target, load, &bench.files(), bench.stop.subscribe(), |_| {})).unwrap();
+    assert_eq!(summary.progress.completed, 9);
+    assert!(lines(&bench.files().requests).iter().all(|l| l["ttft_ms"].as_f64().unwrap() >= 39.0));
+    let counts = server.counts.lock().unwrap();
+    assert_eq!(counts.requests[0].line, "POST /v1/chat/completions HTTP/1.1");
+    let messages = counts.requests[0].body["messages"].as_array().unwrap();
+    let roles: Vec<&str> = messages.iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["system", "user"]);
+    let shared = &messages[0]["content"];
+    assert!(
+        counts.requests.iter().all(|r| r.body["messages"][0]["content"] == *shared),
+        "one group, one prefix"
+    );
+}
+
+#[test]
+fn a_conversation_repeats_what_was_said_before() {
+    let server = Mock::start(|_| good(1));
+    let bench = Bench::new(&server.url(), 1.0, Duration::from_secs(1));
+    let mix = Mix::from_toml(
+        "name = \"talk\"\n[[workload]]\nname = \"a\"\ninput = { dist = \"fixed\", tokens = 20 }\n\
+         output = { dist = \"fixed\", tokens = 5 }\nturns = { count = 3, think = 0.1 }\n",
+    )
+    .unwrap();
+    let arrivals = Arrivals::Trace { times: vec![0.0] };
+    let schedule = Schedule::draw(mix, arrivals, Duration::from_secs(1), 4096, 1).unwrap();
+    let load = Load { api: Api::Chat, ..Load::new(schedule, 1, 1) };
+    block_on(run_load(&bench.target, load, &bench.files(), bench.stop.subscribe(), |_| {})).unwrap();
+    let counts = server.counts.lock().unwrap();
+    let talks: Vec<_> =
+        counts.requests.iter().map(|r| r.body["messages"].as_array().unwrap().clone()).collect();
+    assert_eq!(talks.iter().map(Vec::len).collect::<Vec<_>>(), [1, 3, 5]);
+    assert_eq!(talks[0][..], talks[1][..1]);
+    assert_eq!(talks[1][..], talks[2][..3]);
+    assert_eq!(talks[2][3]["role"], "assistant");
+}
+
+#[test]
+fn the_kill_of_a_server_leaves_every_finished_request_on_disk_and_classes_the_open_ones() {
+    let mut server = Mock::start(|request| match request.index {
+        0..20 => good(2),
+        _ => vec![stream_head(), piece(" a"), Step::Hang],
+    });
+    let bench = Bench::new(&server.url(), 100.0, Duration::from_secs(3600));
+    let counts = Arc::clone(&server.counts);
+    let stop = bench.stop.clone();
+    let requests = bench.files().requests;
+    let killer = std::thread::spawn(move || {
+        let until = |what: &str, enough: &dyn Fn() -> bool| {
+            let seen = (0..6000).any(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                enough()
+            });
+            assert!(seen, "{what}");
+        };
+        until("requests are open", &|| counts.lock().unwrap().requests.len() > 40);
+        server.kill();
+        until("refused ones are on disk", &|| {
+            std::fs::read_to_string(&requests).is_ok_and(|t| t.contains("connect-refused"))
+        });
+        stop.send(true).unwrap();
+    });
+    let summary = block_on(bench.run()).unwrap();
+    killer.join().unwrap();
+    assert!(!summary.is_complete);
+    let classes = bench.classes();
+    assert_eq!(classes["ok"], 20, "{classes:?}");
+    assert!(classes["reset"] > 10 && classes["connect-refused"] > 0, "{classes:?}");
+    assert_eq!(classes.values().sum::<usize>() as u64, summary.progress.sent);
 }

@@ -99,7 +99,10 @@ pub async fn run_load(
     }
     context.ended = wall_now();
     context.client = done.client;
-    if let (Some(before), Some(after)) = (cache_before, ready::prefix_cache(&target.base_url).await) {
+    // A load that was stopped is wanted back at once, and its server may be gone.
+    let ask = done.incomplete.is_none() && cache_before.is_some();
+    let cache_after = if ask { ready::prefix_cache(&target.base_url).await } else { None };
+    if let (Some(before), Some(after)) = (cache_before, cache_after) {
         let queries = after.0 - before.0;
         context.prefix_cache_hit_rate = (queries > 0.0).then(|| (after.1 - before.1) / queries);
     }
@@ -165,6 +168,7 @@ impl Job {
     }
 
     async fn serve(mut self, recorder: Recorder) -> Result<Streamed, String> {
+        raise_open_files();
         let client = Client::new(&self.endpoint).await?;
         let streams = self.load.schedule.arrivals.streams();
         let closed = streams.is_some();
@@ -381,6 +385,17 @@ impl Probe {
             ));
         }
         ClientHealth { cpu_pct, loop_lag_ms, warnings }
+    }
+}
+
+/// Every open request is an open file: the soft limit, often 1,024, is raised to the hard one. What cannot be raised shows
+/// as connect-failed with the system's words.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 

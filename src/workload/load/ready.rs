@@ -11,6 +11,8 @@ use std::time::Duration;
 /// Context assumed when a server does not tell, as in the user's harness.
 pub const DEFAULT_CONTEXT: u32 = 8192;
 const POLL: Duration = Duration::from_millis(250);
+/// The hit rate of the prefix cache is worth a short wait, no more.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(2);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first completions compile kernels; a minute is normal on a busy machine.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(600);
@@ -280,7 +282,7 @@ impl Counter<'_> {
 /// Prompt tokens the server looked up in its prefix cache, and those it found, since it started.
 pub async fn prefix_cache(base_url: &str) -> Option<(f64, f64)> {
     let url = format!("{}/metrics", base(base_url).ok()?);
-    let answer = client().ok()?.get(url).timeout(PROBE_TIMEOUT).send().await.ok()?;
+    let answer = client().ok()?.get(url).timeout(METRICS_TIMEOUT).send().await.ok()?;
     if !answer.status().is_success() {
         return None;
     }

@@ -136,6 +136,15 @@ impl Schedule {
                 mix.name
             ));
         }
+        for workload in mix.workloads.iter().filter(|w| w.weight > 0.0) {
+            if let Some(prefix) = workload.prefix.filter(|p| p.tokens.saturating_add(2) > room) {
+                return Err(format!(
+                    "mix {}, workload {}: a shared prefix of {} tokens does not fit the server's context of \
+                     {context} tokens less a margin of {CONTEXT_MARGIN}",
+                    mix.name, workload.name, prefix.tokens
+                ));
+            }
+        }
         let mut schedule = Self { mix, arrivals, duration, context, requests: Vec::new(), clamped: 0, seed };
         let times = schedule.arrivals.times(duration, &mut ChaCha8Rng::seed_from_u64(seed))?;
         if times.is_empty() && schedule.arrivals.streams().is_none() {
