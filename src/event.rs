@@ -84,7 +84,7 @@ impl fmt::Display for ExitHow {
             Self::Signal { signal, core } => {
                 write!(f, "{}{}", signal_name(*signal), if *core { " with a core dump" } else { "" })
             }
-            Self::Unknown => f.write_str("in a way nobody could observe"),
+            Self::Unknown => f.write_str("a status that only its parent could see"),
         }
     }
 }
@@ -518,7 +518,7 @@ pub enum EventKind {
     },
 
     /// A log line that a rule knows.
-    Finding(Finding),
+    Finding(Box<Finding>),
     /// A standstill began, became surer, or ended.
     Suspicion(Suspicion),
     /// Room on the disk and what our files take of it, in bytes.

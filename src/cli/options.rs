@@ -74,14 +74,18 @@ impl Options {
         defaults.output = PathBuf::from("output").join(name);
         let mut plan = plan(defaults, &Given { file, flags, rest })?;
         plan.output = std::path::absolute(&plan.output).map_err(|error| {
-            Failure::new(ExitCode::Usage, format!("cannot use {} as run folder: {error}", plan.output.display()))
+            Failure::new(
+                ExitCode::Usage,
+                format!("cannot use {} as run folder: {error}", plan.output.display()),
+            )
         })?;
         // The server runs in its attempt's folder, so a relative path would point elsewhere there.
-        let model = std::path::Path::new(&plan.server.model);
-        if model.is_relative() && model.is_dir() {
-            if let Ok(path) = std::path::absolute(model) {
-                plan.server.model = path.to_string_lossy().into_owned();
-            }
+        let model = PathBuf::from(&plan.server.model);
+        if model.is_relative()
+            && model.is_dir()
+            && let Ok(path) = std::path::absolute(model)
+        {
+            plan.server.model = path.to_string_lossy().into_owned();
         }
         if plan.server.python.is_relative() {
             let name = plan.server.python.to_string_lossy().into_owned();
@@ -115,5 +119,8 @@ pub fn environment() -> BTreeMap<String, String> {
 /// A runtime for the edges: everything runs on this thread, only the load has threads of its own.
 pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     use crate::error::Context;
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the asynchronous runtime")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the asynchronous runtime")
 }

@@ -20,7 +20,9 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let mine = os::own_uid();
     let mut runs: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for process in reap::find_marked().into_iter().filter(|process| !process.guard_alive && process.uid == mine) {
+    for process in
+        reap::find_marked().into_iter().filter(|process| !process.guard_alive && process.uid == mine)
+    {
         let text = format!("{} ({})", process.comm, process.proc);
         runs.entry(process.run_id.as_str().to_owned()).or_default().push(text);
     }

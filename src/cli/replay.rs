@@ -45,7 +45,10 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
         println!("there is no report.json to compare with");
     }
     if differences > 0 {
-        return Err(Failure::new(ExitCode::Bug, format!("{differences} differences between the run and its replay")));
+        return Err(Failure::new(
+            ExitCode::Bug,
+            format!("{differences} differences between the run and its replay"),
+        ));
     }
     println!("{} events, the same states, decisions and report", again.len());
     Ok(ProcessExit::SUCCESS)

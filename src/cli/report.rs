@@ -41,7 +41,8 @@ pub fn of_run(dir: &RunDir) -> Result<Report, Failure> {
     let path = dir.journal();
     let read = journal::read(&path).map_err(|error| {
         let problem = format!("cannot read {}: {error}", path.display());
-        Failure::new(ExitCode::Usage, problem).hint("give the folder of a run, the one that holds events.jsonl")
+        Failure::new(ExitCode::Usage, problem)
+            .hint("give the folder of a run, the one that holds events.jsonl")
     })?;
     if read.events.is_empty() {
         return Err(Failure::new(ExitCode::Usage, format!("{} holds no event", path.display())));

@@ -8,8 +8,10 @@ use std::process::ExitCode as ProcessExit;
 /// Brings a profiled vLLM benchmark home with nobody watching.
 #[derive(Debug, Parser)]
 #[command(name = "varcas-guard", version, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 success, 2 usage, 69 preflight refused, 70 bug, 75 every attempt failed, \
-    93 hopeless, 124 deadline, 130 SIGINT, 143 SIGTERM.")]
+#[command(
+    after_help = "Exit codes: 0 success, 2 usage, 69 preflight refused, 70 bug, 75 every attempt failed, \
+    93 hopeless, 124 deadline, 130 SIGINT, 143 SIGTERM."
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -69,7 +69,8 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
 
 fn go(plan: &Plan, dir: &RunDir, id: RunId, exe: PathBuf, style: Style) -> Result<u8, Failure> {
     let clock = SystemClock::new();
-    let journal = Journal::create(&dir.journal()).context(format_args!("create {}", dir.journal().display()))?;
+    let journal =
+        Journal::create(&dir.journal()).context(format_args!("create {}", dir.journal().display()))?;
     let first = EventKind::RunStarted {
         run_id: id.as_str().to_owned(),
         guard_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -129,7 +130,8 @@ fn own_log(dir: &RunDir) -> Option<tracing_appender::non_blocking::WorkerGuard> 
     let folder = path.parent()?;
     let appender = tracing_appender::rolling::never(folder, path.file_name()?);
     let (writer, guard) = tracing_appender::non_blocking(appender);
-    let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).with_target(false).finish();
+    let subscriber =
+        tracing_subscriber::fmt().with_writer(writer).with_ansi(false).with_target(false).finish();
     // Somebody else's subscriber (a test's) may be there already, and is as good.
     drop(tracing::subscriber::set_global_default(subscriber));
     Some(guard)
@@ -170,7 +172,10 @@ pub fn output_check(root: &Path) -> Check {
         return refuse(format!("{} is not a folder", root.display()), "give another OUTPUT_DIR");
     }
     if dir.lock().exists() && matches!(os::try_lock(&dir.lock()), Ok(None)) {
-        return refuse(format!("{} belongs to a run that is alive", root.display()), "give another OUTPUT_DIR");
+        return refuse(
+            format!("{} belongs to a run that is alive", root.display()),
+            "give another OUTPUT_DIR",
+        );
     }
     if dir.journal().exists() || dir.attempt(1).root().exists() {
         let saw = format!("{} holds an older run, which is not overwritten", root.display());

@@ -36,7 +36,9 @@ impl<W: Write> Lines<W> {
     pub fn show(&mut self, event: &Event) {
         let text = match self.style {
             Style::Quiet => None,
-            Style::Json => event.kind.is_milestone().then(|| serde_json::to_string(event).unwrap_or_default()),
+            Style::Json => {
+                event.kind.is_milestone().then(|| serde_json::to_string(event).unwrap_or_default())
+            }
             Style::Plain => self.plain(event),
         };
         if let Some(text) = text {
@@ -56,7 +58,9 @@ impl<W: Write> Lines<W> {
                     p.sent, p.in_flight, p.completed, p.failed, p.output_tokens
                 )
             }
-            EventKind::SignalSent { .. } | EventKind::AttemptEnded(_) | EventKind::TimerFired { .. } => return None,
+            EventKind::SignalSent { .. } | EventKind::AttemptEnded(_) | EventKind::TimerFired { .. } => {
+                return None;
+            }
             kind => sentence(kind)?,
         };
         let minutes = event.at.mono.as_secs() / 60;

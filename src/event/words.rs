@@ -77,9 +77,12 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
             let bad = checks.iter().filter(|check| check.severity >= Severity::Warn).count();
             if bad == 0 { return None } else { format!("preflight found {bad} problems") }
         }
-        EventKind::Finding(finding) => format!("log line {}: {}: {}", finding.line, finding.rule, finding.text),
+        EventKind::Finding(finding) => {
+            format!("log line {}: {}: {}", finding.line, finding.rule, finding.text)
+        }
         EventKind::Suspicion(s) => {
-            format!("standstill {:?}: {:?} for {} of {}", s.step, s.kind, human(s.still), human(s.patience)).to_lowercase()
+            format!("standstill {:?}: {:?} for {} of {}", s.step, s.kind, human(s.still), human(s.patience))
+                .to_lowercase()
         }
         EventKind::KeeperStarted { .. }
         | EventKind::DiskSampled { .. }

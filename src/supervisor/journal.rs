@@ -49,7 +49,7 @@ impl Journal {
             && let Some((ask, _)) = &self.syncer
         {
             // Full means that a sync is about to begin, which will take this line along.
-            drop(ask.try_send(()));
+            let _ = ask.try_send(());
         }
         Ok(event)
     }
