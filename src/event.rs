@@ -6,6 +6,7 @@
 
 mod finding;
 mod measured;
+mod signal;
 mod window;
 pub mod words;
 
@@ -13,6 +14,7 @@ pub use finding::{Finding, Gravity, HangKind, Suspicion, SuspicionStep};
 pub use measured::{
     BenchSummary, EngineSample, GpuSample, Latency, LoadProgress, ProcSample, Reading, WorkloadSummary,
 };
+pub use signal::signal_name;
 pub use window::{WindowEvent, WindowLine};
 
 use crate::config::Plan;
@@ -87,35 +89,6 @@ impl fmt::Display for ExitHow {
             Self::Unknown => f.write_str("a status that only its parent could see"),
         }
     }
-}
-
-/// `SIGKILL` for 9; the number for one without a name.
-pub fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        3 => "SIGQUIT",
-        4 => "SIGILL",
-        5 => "SIGTRAP",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        10 => "SIGUSR1",
-        11 => "SIGSEGV",
-        12 => "SIGUSR2",
-        13 => "SIGPIPE",
-        14 => "SIGALRM",
-        15 => "SIGTERM",
-        17 => "SIGCHLD",
-        18 => "SIGCONT",
-        19 => "SIGSTOP",
-        24 => "SIGXCPU",
-        25 => "SIGXFSZ",
-        31 => "SIGSYS",
-        other => return format!("signal {other}"),
-    };
-    name.to_owned()
 }
 
 /// What an attempt is doing. Each phase has its own budget and its own signs of life.

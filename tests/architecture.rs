@@ -14,6 +14,7 @@ const PURE: &[&str] = &[
     "event.rs",
     "event/finding.rs",
     "event/measured.rs",
+    "event/signal.rs",
     "event/window.rs",
     "event/words.rs",
     "config.rs",
