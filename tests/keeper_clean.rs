@@ -226,6 +226,19 @@ fn saved_files_do_not_overwrite_each_other() {
 }
 
 #[test]
+fn caches_and_rendezvous_files_are_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = make_scratch(dir.path()).unwrap();
+    std::fs::create_dir(scratch.join("torchinductor_somebody")).unwrap();
+    std::fs::write(scratch.join("torchinductor_somebody/kernel.so"), "x").unwrap();
+    std::fs::write(scratch.join("vllm_dist_0123"), "x").unwrap();
+    std::fs::write(scratch.join("tmp.json"), "x").unwrap();
+    let (removed, _) = clean(&scratch, &dir.path().join("saved"), &shm_names());
+    assert_eq!(names_in(&dir.path().join("saved")), ["tmp.json"]);
+    assert_eq!(removed, [scratch.display().to_string()]);
+}
+
+#[test]
 fn a_file_that_cannot_be_saved_is_not_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let scratch = make_scratch(dir.path()).unwrap();

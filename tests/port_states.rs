@@ -115,12 +115,6 @@ done()
     assert!(server.child.try_wait().unwrap().is_none());
 }
 
-fn kernel_at_least(major: u32, minor: u32) -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(['.', '-']).map(|part| part.trim().parse::<u32>().unwrap_or(0));
-    (numbers.next().unwrap(), numbers.next().unwrap()) >= (major, minor)
-}
-
 #[tokio::test]
 async fn remains_of_closed_connections_are_told_from_a_server() {
     // Whoever closes first keeps the TIME_WAIT: the server closes, then goes.

@@ -162,6 +162,26 @@ impl PidFd {
         };
         delivery(i32::try_from(done).unwrap_or(-1))
     }
+
+    /// How the process ended, also when somebody else has reaped it: the kernel keeps that for whoever holds a handle.
+    /// Linux 6.15 and later; `None` before, and while it lives.
+    pub fn ending(&self) -> Option<ExitHow> {
+        /// `struct pidfd_info` in its first form; the kernel accepts every known size.
+        #[repr(C)]
+        #[derive(Default)]
+        struct Info {
+            mask: u64,
+            cgroup: u64,
+            ids: [u32; 11],
+            exit_code: i32,
+        }
+        const PIDFD_GET_INFO: libc::Ioctl = 0xC040_FF0B_u32 as libc::Ioctl;
+        const PIDFD_INFO_EXIT: u64 = 1 << 3;
+        let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+        // SAFETY: the number carries the size of `Info`, 64 bytes, and the pointer is to a live local of that type.
+        let done = unsafe { libc::ioctl(self.0.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+        (done == 0 && info.mask & PIDFD_INFO_EXIT != 0).then(|| decode_status(info.exit_code))
+    }
 }
 
 /// Of a call that answers 0 or -1.

@@ -6,7 +6,8 @@
 //!   `VLLM::` process), but those keep parent and session;
 //! * an orphan comes back to us by reparenting, because we are a subreaper.
 //!
-//! Deaths are noticed through pidfds.
+//! Deaths are noticed through pidfds. How our own and adopted children died, the wait says; of others, their zombie or,
+//! since Linux 6.15, the pidfd.
 
 use crate::event::{EventKind, ExitHow, ProcId};
 use crate::supervisor::os::{self, Interest, PidFd};
@@ -277,7 +278,7 @@ impl Tree {
                 },
                 // Its own parent has not reaped it yet, so the kernel can still say how it died.
                 Some(now) => decode_foreign(now),
-                None => ExitHow::Unknown,
+                None => member.handle.as_ref().and_then(PidFd::ending).unwrap_or(ExitHow::Unknown),
             };
             let last = now.unwrap_or_else(|| member.stat.clone());
             self.members.remove(&pid);

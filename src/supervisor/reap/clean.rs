@@ -32,6 +32,10 @@ pub fn make_scratch(base: &Path) -> io::Result<PathBuf> {
     tempfile::Builder::new().prefix("vg-").permissions(private).tempdir_in(base).map(tempfile::TempDir::keep)
 }
 
+/// How names begin in the scratch folder that are no evidence: a compiler's cache, which can be large, and the file by
+/// which vLLM's workers find each other.
+const NOT_SAVED: [&str; 2] = ["torchinductor_", "vllm_dist_"];
+
 /// In the scratch folder: names in `/dev/shm` that processes of the attempt were seen to use, one a line.
 const SEEN: &str = ".shm-of-ours";
 
@@ -129,14 +133,18 @@ fn save_files(
         let path = entry.path();
         // Of the entry itself, not of what a link points to.
         let Ok(kind) = entry.file_type() else { continue };
+        let name = entry.file_name();
+        if name == SEEN || NOT_SAVED.iter().any(|start| name.to_string_lossy().starts_with(start)) {
+            continue;
+        }
         if kind.is_dir() {
             save_files(root, &path, save_to, removed, leftovers);
-        } else if kind.is_file() && entry.file_name() != SEEN {
+        } else if kind.is_file() {
             let relative = path.strip_prefix(root).unwrap_or(&path);
             if let Err(error) = move_file(&path, &save_to.join(relative)) {
                 leftovers.push(stuck(&path, &error));
             }
-        } else if !kind.is_file() {
+        } else {
             removed.push(path.display().to_string());
         }
     }
