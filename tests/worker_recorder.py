@@ -13,6 +13,8 @@ import threading
 import time
 
 import torch
+# The profiler imports it on its first start, which takes seconds; the forks inherit it.
+import torch._inductor.config
 import varcas_recorder
 from varcas_recorder import Alone, Recorder, Together
 
@@ -438,10 +440,6 @@ PROMISES = [
 
 def main():
     global DIRECTORY
-    # Without a GPU the first profile of a CUDA build takes seconds; the forks inherit what it prepared.
-    first = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
-    first.start()
-    first.stop()
     for promise in PROMISES:
         base = os.path.join(sys.argv[1], promise.__name__)
         DIRECTORY = os.path.join(base, "traces")

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -52,6 +52,7 @@ fn write_model(dir: &Path) {
     });
     let tokenizer_config = serde_json::json!({
         "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>",
+        "chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
     });
     // CPU attention wants heads of 32.
     let config = serde_json::json!({
@@ -68,6 +69,9 @@ fn write_model(dir: &Path) {
     }
 }
 
+/// The open connections of the load, so that they can be cut: vLLM does not end while a client waits.
+type Streams = Arc<Mutex<Vec<TcpStream>>>;
+
 struct Server {
     child: Child,
     port: u16,
@@ -76,6 +80,7 @@ struct Server {
     load: Vec<JoinHandle<()>>,
     stop_load: Arc<AtomicBool>,
     tokens: Arc<AtomicU64>,
+    streams: Streams,
     _folder: tempfile::TempDir,
     _turn: MutexGuard<'static, ()>,
 }
@@ -145,6 +150,7 @@ impl Server {
             load: Vec::new(),
             stop_load: Arc::default(),
             tokens: Arc::default(),
+            streams: Arc::default(),
             _folder: folder,
             _turn: turn,
         };
@@ -182,15 +188,24 @@ impl Server {
     fn load(&mut self) {
         for _ in 0..4 {
             let (port, stop, tokens) = (self.port, Arc::clone(&self.stop_load), Arc::clone(&self.tokens));
+            let streams = Arc::clone(&self.streams);
             self.load.push(std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    match complete(port, 32, 0.0) {
+                    match complete_on(&streams, port, 32, 0.0) {
                         Some(count) => tokens.fetch_add(count, Ordering::Relaxed),
                         None => return,
                     };
                 }
             }));
         }
+    }
+
+    fn cut_load(&mut self) {
+        self.stop_load.store(true, Ordering::Relaxed);
+        for stream in self.streams.lock().unwrap().drain(..) {
+            let _closed = stream.shutdown(Shutdown::Both);
+        }
+        self.end_load();
     }
 
     fn end_load(&mut self) {
@@ -229,31 +244,47 @@ impl Drop for Server {
         let _ended = self.child.wait();
         self.stop_load.store(true, Ordering::Relaxed);
         for thread in self.load.drain(..) {
+            // With the server gone, its connections are.
             let _ended = thread.join();
         }
     }
 }
 
-fn exchange(port: u16, request: &str) -> Option<String> {
+fn exchange(streams: &Streams, port: u16, request: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(180))).ok()?;
+    {
+        let mut streams = streams.lock().unwrap();
+        streams.retain(|stream| stream.peer_addr().is_ok());
+        streams.push(stream.try_clone().ok()?);
+    }
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
+    let _closed = stream.shutdown(Shutdown::Both);
     Some(answer)
 }
 
 fn get(port: u16, path: &str) -> Option<String> {
-    exchange(port, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+    exchange(
+        &Streams::default(),
+        port,
+        &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+    )
 }
 
 /// Output tokens by the server's usage; `None` when the request failed.
 fn complete(port: u16, tokens: u32, temperature: f64) -> Option<u64> {
+    complete_on(&Streams::default(), port, tokens, temperature)
+}
+
+fn complete_on(streams: &Streams, port: u16, tokens: u32, temperature: f64) -> Option<u64> {
     let body = serde_json::json!({
         "model": "tiny", "prompt": "w5 w6 w7 w8 w9", "max_tokens": tokens, "temperature": temperature, "ignore_eos": true,
     })
     .to_string();
     let answer = exchange(
+        streams,
         port,
         &format!(
             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
@@ -304,8 +335,11 @@ fn a_real_vllm_leaves_whole_windows_and_sigterm_in_the_middle_of_one_loses_none(
     server.stop_load.store(false, Ordering::Relaxed);
     server.load();
     server.until("a window is open", 60, |server| last_is_open(&server.index()));
-    server.stop_load.store(true, Ordering::Relaxed);
     server.signal(nix::sys::signal::Signal::SIGTERM);
+    server.until("the worker has closed its window", 60, |server| {
+        server.index().iter().any(|line| matches!(line.what, WindowEvent::Finished {}))
+    });
+    server.cut_load();
     server.until("everything of the server is gone", 120, |server| {
         server.child.try_wait().unwrap().is_some() && server.members().is_empty()
     });
