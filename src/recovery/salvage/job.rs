@@ -271,12 +271,16 @@ fn doubts(members: &[Member], first: Option<u64>, known: &[Distrust]) -> Option<
         if member.fate == Fate::Sound || known.iter().any(|rule| rule.member == number) {
             return None;
         }
-        let hole = member.hole.filter(|_| member.fate != Fate::Sound);
         let sign = first.filter(|first| (member.from..member.to).contains(first));
-        let sign = sign.map(|sign| sign.saturating_sub(MARGIN).max(member.from));
-        let broken = (member.fate == Fate::Broken).then(|| member.to.saturating_sub(MARGIN).max(member.from));
-        let keep = [hole, sign, broken].into_iter().flatten().min()? - member.from;
-        Some(Distrust { member: number, keep })
+        let sign = sign.or_else(|| (member.fate == Fate::Broken).then_some(member.to));
+        // Where a hole begins is known to the byte; other damage may have begun before it showed.
+        let keep = match (member.hole, sign) {
+            (Some(hole), Some(sign)) if hole > sign => sign.saturating_sub(MARGIN).max(member.from),
+            (Some(hole), _) => hole,
+            (None, Some(sign)) => sign.saturating_sub(MARGIN).max(member.from),
+            (None, None) => return None,
+        };
+        Some(Distrust { member: number, keep: keep - member.from })
     })
 }
 
@@ -319,7 +323,8 @@ fn one(trace: &Trace, target: &Path, options: &Options<'_>) -> Salvaged {
     record
 }
 
-fn describe(trace: &Trace, half: &Half, exam: &Exam) -> Salvaged {
+/// The record of what was found, before anything is written.
+pub fn describe(trace: &Trace, half: &Half, exam: &Exam) -> Salvaged {
     let damage = &exam.walker.damage;
     let mut notes: Vec<String> = Vec::new();
     let events = exam.facts.events;
@@ -328,7 +333,7 @@ fn describe(trace: &Trace, half: &Half, exam: &Exam) -> Salvaged {
         Status::Complete
     } else if events == 0 && exam.facts.oddities == 0 && !exam.is_whole() {
         Status::NothingToSave
-    } else if exam.has_all_events() {
+    } else if exam.has_all_events() && exam.members.iter().all(|member| member.fate != Fate::WrongSum) {
         Status::Repaired
     } else {
         Status::Salvaged
@@ -416,10 +421,28 @@ fn produce(
     target: &Path,
     options: &Options<'_>,
 ) -> io::Result<()> {
+    let name = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let pending = Pending::create(target)?;
+    let gzip = GzipWriter::new(io::BufWriter::new(pending), LEVEL, workers())?;
+    let gzip = weave(&half.path, exam, record, &name, gzip, options.progress)?;
+    let pending = gzip.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let keep = (options.in_place && target.exists()).then(|| broken_name(target));
+    pending.commit(keep.as_deref())
+}
+
+/// Reads a half for the second time and writes the salvaged trace, uncompressed, into `out`.
+pub fn weave<W: io::Write>(
+    path: &Path,
+    exam: &Exam,
+    record: &Salvaged,
+    name: &str,
+    out: W,
+    progress: Option<Progress<'_>>,
+) -> io::Result<W> {
     let restore = !exam.has_all_events();
     let mark = Mark {
         by: concat!("varcas-guard ", env!("CARGO_PKG_VERSION")).to_owned(),
-        source: half.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        source: path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
         status: record.status.to_string(),
         events_kept: record.events_kept,
         events_dropped: record.events_dropped,
@@ -430,25 +453,20 @@ fn produce(
         arrows_closed: if restore { exam.facts.flows.dangling() } else { 0 },
         note: record.note.clone(),
     };
-    let name = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let pending = Pending::create(target)?;
-    let gzip = GzipWriter::new(io::BufWriter::new(pending), LEVEL, workers())?;
-    let mut weaver = Weaver::new(gzip, &exam.facts, &mark, &name, restore)?;
-    let mut source = Source::open(&half.path, &exam.distrust)?;
+    let mut weaver = Weaver::new(out, &exam.facts, &mark, name, restore)?;
+    let mut source = Source::open(path, &exam.distrust)?;
     let mut walker = Walker::new();
     let mut window = vec![0; WINDOW];
     push(&mut source, &mut walker, &mut weaver, &mut window, |weaver, read| {
-        if let Some(progress) = options.progress {
-            progress(&half.path, read, half.size);
+        if let Some(progress) = progress {
+            progress(path, read, record.bytes_read);
         }
         weaver.check()
     })?;
     if weaver.events != exam.facts.events {
         return Err(io::Error::other("the input changed while it was read: salvage again"));
     }
-    let pending = weaver.finish()?.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-    let keep = (options.in_place && target.exists()).then(|| broken_name(target));
-    pending.commit(keep.as_deref())
+    weaver.finish()
 }
 
 /// A name for the original that nothing has yet.

@@ -18,20 +18,20 @@ const EFFORT: usize = 4 << 20;
 /// Mends the event that `text` begins with. `None` if it cannot be done without inventing something; otherwise the
 /// strict event and how much of `text` it stands for.
 pub fn event(text: &[u8]) -> Option<(Vec<u8>, usize)> {
-    let (mended, used) = mend(text, b",]")?;
-    let mut event = Event::default();
-    let whole = Cursor::new(&mended, 0).event(&mut event, 100)
-        && event.phase(&mended) != 0
-        && [event.name, event.ts, event.pid, event.tid].iter().all(|field| field.present());
-    whole.then_some((mended, used))
+    mend(text, b",]", |mended| {
+        let mut event = Event::default();
+        Cursor::new(mended, 0).event(&mut event, 100)
+            && event.phase(mended) != 0
+            && [event.name, event.ts, event.pid, event.tid].iter().all(|field| field.present())
+    })
 }
 
 /// Mends the value that `text` begins with, an entry of the document.
 pub fn value(text: &[u8]) -> Option<(Vec<u8>, usize)> {
-    mend(text, b",}")
+    mend(text, b",}", |_| true)
 }
 
-fn mend(text: &[u8], followers: &[u8]) -> Option<(Vec<u8>, usize)> {
+fn mend(text: &[u8], followers: &[u8], sense: fn(&[u8]) -> bool) -> Option<(Vec<u8>, usize)> {
     if text.len() > LONGEST || memchr::memchr(0, text).is_some() {
         // A zero byte is a block that never reached the disk.
         return None;
@@ -45,7 +45,7 @@ fn mend(text: &[u8], followers: &[u8]) -> Option<(Vec<u8>, usize)> {
         if attempt.value(0).is_some() {
             attempt.blank();
             let follower = text.get(attempt.pos);
-            if follower.is_some_and(|byte| followers.contains(byte)) {
+            if follower.is_some_and(|byte| followers.contains(byte)) && sense(&attempt.out) {
                 return Some((attempt.out, attempt.pos));
             }
         }
@@ -102,7 +102,7 @@ impl Attempt<'_> {
 
     fn value(&mut self, depth: u32) -> Option<()> {
         match self.peek()? {
-            b'"' => self.string(b",}]"),
+            b'"' => self.string(),
             b'{' if depth < 100 => self.list(b'}', depth),
             b'[' if depth < 100 => self.list(b']', depth),
             _ => self.plain(),
@@ -118,10 +118,7 @@ impl Attempt<'_> {
         }
         loop {
             if close == b'}' {
-                if self.peek()? != b'"' {
-                    return None;
-                }
-                self.string(b":")?;
+                self.key()?;
                 self.copy_blank();
                 self.take(b':')?;
                 self.copy_blank();
@@ -134,6 +131,17 @@ impl Attempt<'_> {
             self.take(b',')?;
             self.copy_blank();
         }
+    }
+
+    /// Keys are no text of a user, so the first quote ends them.
+    fn key(&mut self) -> Option<()> {
+        let mut cursor = Cursor::new(self.text, self.pos);
+        if self.peek()? != b'"' || !cursor.string() {
+            return None;
+        }
+        self.out.extend_from_slice(&self.text[self.pos..cursor.pos]);
+        self.pos = cursor.pos;
+        Some(())
     }
 
     /// A number or a word, or one of the words that C++ prints for what is no number.
@@ -161,14 +169,14 @@ impl Attempt<'_> {
         Some(())
     }
 
-    fn string(&mut self, followers: &[u8]) -> Option<()> {
+    fn string(&mut self) -> Option<()> {
         let index = self.strings;
         self.strings += 1;
         if index == self.choices.len() {
             self.choices.push(0);
         }
         let from = self.pos + 1;
-        let Some(end) = self.ends(from, followers).nth(self.choices[index] as usize) else {
+        let Some(end) = self.ends(from).nth(self.choices[index] as usize) else {
             self.dead = true;
             return None;
         };
@@ -185,31 +193,20 @@ impl Attempt<'_> {
     }
 
     /// The quotes at which a string that begins at `from` can end: what follows must be what may follow a string.
-    fn ends<'s>(&'s self, from: usize, followers: &'s [u8]) -> impl Iterator<Item = usize> + 's {
+    fn ends(&self, from: usize) -> impl Iterator<Item = usize> + '_ {
         memchr::memchr_iter(b'"', &self.text[from.min(self.text.len())..]).map(move |at| from + at).filter(
             move |&at| {
                 let escapes = self.text[from..at].iter().rev().take_while(|b| **b == b'\\').count();
                 let next = self.text[at + 1..].iter().find(|b| !b.is_ascii_whitespace());
-                escapes % 2 == 0 && next.is_some_and(|byte| followers.contains(byte))
+                escapes % 2 == 0 && next.is_some_and(|byte| b",}]".contains(byte))
             },
         )
     }
 }
 
-/// Whether a guessed string took fields of its event with it.
+/// Whether a guessed string took a field of its event with it.
 fn swallows(content: &[u8]) -> bool {
-    [
-        &b"\"ph\":"[..],
-        b"\"cat\":",
-        b"\"name\":",
-        b"\"pid\":",
-        b"\"tid\":",
-        b"\"ts\":",
-        b"\"dur\":",
-        b"\"args\":",
-    ]
-    .iter()
-    .any(|field| memchr::memmem::find(content, field).is_some())
+    memchr::memmem::find(content, b"\":").is_some()
 }
 
 /// Writes the inside of a string so that it is strict: what is valid stays as it is.

@@ -88,6 +88,14 @@ impl Event {
         }
     }
 
+    /// Whether it has everything that Kineto gives every event.
+    #[inline(always)]
+    pub fn placed(&self, text: &[u8]) -> bool {
+        let named = self.name.present() & self.pid.present() & self.tid.present() & self.ts.present();
+        let phase = self.phase(text);
+        named && phase != 0 && (phase != b'X' || self.dur.present())
+    }
+
     /// Whether this can be an event at all, asked only where the surroundings are damaged: a nested object has no
     /// `ph`.
     pub fn plausible(&self, text: &[u8]) -> bool {

@@ -102,6 +102,8 @@ pub struct Walker {
     saw_list: bool,
     list_closed: bool,
     habits: Habits,
+    /// The head is Kineto's, so events without a place in time are damage.
+    kineto: bool,
     /// What was wrong so far.
     pub damage: Damage,
 }
@@ -124,6 +126,7 @@ impl Walker {
             saw_list: false,
             list_closed: false,
             habits: Habits::default(),
+            kineto: false,
             damage: Damage::default(),
         }
     }
@@ -230,12 +233,31 @@ impl Walker {
                         self.wrong(from);
                         self.damage.commas += 1;
                     }
-                    if !cursor.usual_event(&mut event, self.depth, &mut self.habits) || event.doubled {
-                        let stop = if event.doubled { Stop::Bad } else { cursor.stop };
-                        return self.trouble(data, from, cursor.pos, stop, last, sink);
+                    if !cursor.usual_event(&mut event, self.depth, &mut self.habits) {
+                        return self.trouble(data, from, cursor.pos, cursor.stop, last, sink);
+                    }
+                    let end = cursor.pos;
+                    cursor.blank();
+                    let follower = cursor.peek();
+                    match follower {
+                        Some(b',' | b']' | b'{') => {}
+                        None if !last && end - from < LARGEST => {
+                            return Next::Want { from, len: cursor.pos - from + 1 };
+                        }
+                        None => {}
+                        // It was closed too early: this is two events grown together at a seam.
+                        Some(_) => event.doubled = true,
+                    }
+                    if event.doubled || (self.kineto && !event.placed(data)) {
+                        return self.trouble(data, from, end, Stop::Bad, last, sink);
                     }
                     sink.event(&event, data);
-                    self.slot = Slot::AfterValue;
+                    if follower == Some(b',') {
+                        self.slot = Slot::AfterComma;
+                        cursor.pos += 1;
+                    } else {
+                        self.slot = Slot::AfterValue;
+                    }
                 }
                 Some(b',') => {
                     if self.slot != Slot::AfterValue {
@@ -304,7 +326,7 @@ impl Walker {
             return Next::Want { from, len: 2 * (data.len() - from) };
         }
         if stop == Stop::Bad {
-            self.wrong(from);
+            self.wrong(error);
             let next = candidates(data, error).next();
             if next.is_none() && room && data.len() - error < MEND_WINDOW {
                 return Next::Want { from, len: error - from + MEND_WINDOW };
@@ -413,6 +435,7 @@ impl Walker {
                 let Some(key) = cursor.key() else {
                     return self.entry_trouble(part, data, from, None, &cursor, last, sink);
                 };
+                self.kineto |= key == b"schemaVersion" || key == b"deviceProperties";
                 if part == Part::Head && key == b"traceEvents" && cursor.peek() == Some(b'[') {
                     self.saw_list = true;
                     self.place = Place::Events;
@@ -474,7 +497,7 @@ impl Walker {
         if line.is_none() && room && data.len() - error < MEND_WINDOW {
             return Next::Want { from, len: error - from + MEND_WINDOW };
         }
-        self.wrong(from);
+        self.wrong(error);
         let end = line.unwrap_or(data.len());
         if let Some((key, value)) = entry
             && cursor.stop == Stop::Bad
@@ -485,15 +508,16 @@ impl Walker {
             self.slot = Slot::AfterValue;
             return Next::Go(value + used);
         }
-        let next = match line {
+        let mut next = match line {
             Some(line) if !is_event_key(&data[line..]) => {
                 self.damage.lost_entries += 1;
                 self.slot = Slot::AfterComma;
                 line
             }
             _ => {
+                // One byte further, or the name of the trace would be found again and again.
                 self.place = Place::Lost;
-                from
+                (from + 1).min(data.len())
             }
         };
         // An event may begin before the line that looks like the next entry: then the list was missed.
@@ -503,7 +527,7 @@ impl Walker {
                 .is_some_and(|event| event < next && is_event_key(data[event + 1..].trim_ascii_start()))
         {
             self.place = Place::Lost;
-            return Next::Go(from);
+            next = from + 1;
         }
         self.skip(&data[from..next]);
         Next::Go(next)

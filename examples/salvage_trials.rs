@@ -1,0 +1,209 @@
+//! The long trials of salvage, whose results are in docs/measurements-salvage.md:
+//!
+//!     cargo run --release --example salvage_trials -- prefix TRACE.json...
+//!     cargo run --release --example salvage_trials -- damage ROUNDS TRACE.json...
+//!     cargo run --release --example salvage_trials -- sample COUNT OUT_DIR TRACE.json...
+//!
+//! `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places.
+
+#[path = "../tests/salvage/common.rs"]
+#[expect(dead_code, reason = "the tests use the rest of it")]
+mod common;
+
+use common::{rng, spans, text_per_prefix, zip};
+use rand::{Rng, RngExt};
+use serde::de::IgnoredAny;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use varcas_guard::recovery::salvage::job::{self, Salvaged, Status};
+use varcas_guard::recovery::salvage::places;
+
+const EDGE: usize = 64 << 10;
+const RANDOM: usize = 10_000;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    match arguments[1].as_str() {
+        "prefix" => arguments[2..].iter().for_each(|path| prefix(Path::new(path))),
+        "damage" => {
+            let rounds = arguments[2].parse().expect("ROUNDS is a number");
+            arguments[3..].iter().for_each(|path| damage(Path::new(path), rounds));
+        }
+        "sample" => sample(
+            arguments[2].parse().expect("COUNT is a number"),
+            Path::new(&arguments[3]),
+            &arguments[4..],
+        ),
+        other => panic!("no trial is called {other}"),
+    }
+}
+
+/// Salvages one file into memory, without compression. `None` if there is nothing to write.
+fn salvage(path: &Path) -> (Salvaged, Option<Vec<u8>>) {
+    let trace = places::find(&[path.to_owned()]).traces.remove(0);
+    let exam = job::examine(path, None).expect("the file can be read");
+    let record = job::describe(&trace, &trace.halves[0], &exam);
+    let output = matches!(record.status, Status::Repaired | Status::Salvaged)
+        .then(|| job::weave(path, &exam, &record, "trial", Vec::new(), None).expect("memory takes it"));
+    (record, output)
+}
+
+/// The texts of the events of a salvaged trace, read with serde_json, and whether the whole is strict JSON.
+fn event_texts(output: &[u8]) -> Vec<&[u8]> {
+    serde_json::from_slice::<IgnoredAny>(output).expect("the output is strict JSON");
+    std::str::from_utf8(output).expect("the output is UTF-8");
+    spans(output).into_iter().map(|span| &output[span]).collect()
+}
+
+/// The output must hold exactly the whole events, in order; what else is in it must be made-up names or arrow ends.
+fn check(
+    record: &Salvaged,
+    output: Option<&[u8]>,
+    text: &[u8],
+    whole: &[std::ops::Range<usize>],
+    what: &str,
+) {
+    assert_eq!(record.events_kept, whole.len() as u64, "{what}");
+    let Some(output) = output else {
+        assert!(whole.is_empty() || record.status == Status::Complete, "{what}: nothing was written");
+        return;
+    };
+    let texts = event_texts(output);
+    let mut rest = texts.iter();
+    let mut made_up = 0;
+    for span in whole {
+        while *rest.next().unwrap_or_else(|| panic!("{what}: an event is missing")) != &text[span.clone()] {
+            made_up += 1;
+        }
+    }
+    made_up += rest.count();
+    let ours = texts
+        .iter()
+        .filter(|t| t.starts_with(b"{\n    \"name\": \"") || t.starts_with(b"{\n    \"ph\": \""))
+        .count();
+    assert!(made_up <= ours, "{what}: an event was invented");
+    assert_eq!(made_up + whole.len(), texts.len(), "{what}");
+}
+
+fn prefix(path: &Path) {
+    let text = std::fs::read(path).expect("the trace can be read");
+    let all = spans(&text);
+    let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
+    let mut rng = rng(64);
+    for gzip in [false, true] {
+        let bytes = if gzip { zip(&text) } else { text.clone() };
+        let given: Vec<usize> = if gzip { text_per_prefix(&bytes) } else { (0..=bytes.len()).collect() };
+        let half = folder.path().join(if gzip { "t.pt.trace.json.gz" } else { "t.pt.trace.json" });
+        std::fs::write(&half, &bytes).expect("there is room in /dev/shm");
+        let mut cuts: Vec<usize> =
+            (0..bytes.len().min(EDGE)).chain(bytes.len().saturating_sub(EDGE)..bytes.len()).collect();
+        cuts.extend((0..RANDOM).map(|_| rng.random_range(0..bytes.len())));
+        cuts.sort_unstable();
+        cuts.dedup();
+        let file = std::fs::File::options().write(true).open(&half).expect("the copy can be cut");
+        for &cut in cuts.iter().rev() {
+            file.set_len(cut as u64).expect("the copy can be cut");
+            let (record, output) = salvage(&half);
+            let whole = all.partition_point(|span| span.end <= given[cut]);
+            check(
+                &record,
+                output.as_deref(),
+                &text,
+                &all[..whole],
+                &format!("{} cut at {cut}", half.display()),
+            );
+        }
+        println!(
+            "{}{}: {} bytes, {} cuts, all exact",
+            path.display(),
+            if gzip { " (gzip)" } else { "" },
+            bytes.len(),
+            cuts.len()
+        );
+    }
+}
+
+fn hurt(kind: &str, bytes: &[u8], rng: &mut impl Rng) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    let at = rng.random_range(0..bytes.len());
+    let len = rng.random_range(1..8192).min(bytes.len() - at);
+    match kind {
+        "flip" => out[at] ^= 1 << rng.random_range(0..8),
+        "zero" => out[at..at + len].fill(0),
+        "double" => drop(out.splice(at..at, bytes[at..at + len].to_vec())),
+        _ => drop(out.drain(at..at + len)),
+    }
+    out
+}
+
+fn damage(path: &Path, rounds: usize) {
+    let text = std::fs::read(path).expect("the trace can be read");
+    let value = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).expect("strict").to_string();
+    let known: HashSet<String> = spans(&text).into_iter().map(|span| value(&text[span])).collect();
+    let total = spans(&text).len();
+    let raw = zip(&text);
+    let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
+    let mut rng = rng(1000);
+    for gzip in [false, true] {
+        for kind in ["flip", "zero", "double", "remove"] {
+            let half = folder.path().join(if gzip { "t.pt.trace.json.gz" } else { "t.pt.trace.json" });
+            let mut statuses: BTreeMap<String, usize> = BTreeMap::new();
+            let (mut strange_runs, mut strange_events, mut kept, mut least) = (0, 0, 0, usize::MAX);
+            for round in 0..rounds {
+                let broken = hurt(kind, if gzip { &raw } else { &text }, &mut rng);
+                std::fs::write(&half, &broken).expect("there is room in /dev/shm");
+                let (record, output) = salvage(&half);
+                *statuses.entry(record.status.to_string()).or_default() += 1;
+                kept += record.events_kept as usize;
+                least = least.min(record.events_kept as usize);
+                let output = match output {
+                    Some(output) => output,
+                    None if record.status == Status::Complete && !gzip => broken,
+                    None => continue,
+                };
+                let strange: Vec<String> = event_texts(&output)
+                    .into_iter()
+                    .map(value)
+                    .filter(|event| !known.contains(event))
+                    .filter(|event| {
+                        let made_up = event.contains("\"ph\":\"M\"")
+                            || event.contains("\"ph\":\"s\"")
+                            || event.contains("\"ph\":\"f\"");
+                        !(made_up && record.status == Status::Salvaged)
+                    })
+                    .collect();
+                strange_runs += usize::from(!strange.is_empty());
+                strange_events += strange.len();
+                if std::env::var_os("SHOW").is_some() && !strange.is_empty() {
+                    println!(
+                        "  {kind} round {round}: {} strange, note {}: {}",
+                        strange.len(),
+                        record.note,
+                        strange[0]
+                    );
+                }
+            }
+            println!(
+                "{} {}{kind}: {rounds} rounds, {statuses:?}, kept {:.1} % on average, {:.1} % at least, {strange_runs} outputs with {strange_events} events that differ",
+                path.display(),
+                if gzip { "gzip " } else { "" },
+                kept as f64 / (rounds * total) as f64 * 100.0,
+                least as f64 / total as f64 * 100.0,
+            );
+        }
+    }
+}
+
+fn sample(count: usize, out: &Path, traces: &[String]) {
+    std::fs::create_dir_all(out).expect("the output folder can be made");
+    let mut rng = rng(50);
+    for number in 0..count {
+        let path = PathBuf::from(&traces[number % traces.len()]);
+        let text = std::fs::read(&path).expect("the trace can be read");
+        let gzip = number % 2 == 1;
+        let bytes = if gzip { zip(&text) } else { text };
+        let cut = rng.random_range(bytes.len() / 20..bytes.len());
+        let name = format!("cut{number:02}.pt.trace.json{}", if gzip { ".gz" } else { "" });
+        std::fs::write(out.join(name), &bytes[..cut]).expect("the output folder has room");
+    }
+}

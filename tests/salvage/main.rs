@@ -1,0 +1,6 @@
+//! What salvage promises, against real traces.
+
+mod common;
+mod damage;
+mod places;
+mod prefix;
