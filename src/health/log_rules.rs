@@ -91,6 +91,9 @@ struct Entry {
     near_misses: Vec<Spanned<String>>,
 }
 
+/// Is told the offset of a line, the line, its rule and what it means.
+type Found<'a, 'b> = dyn FnMut(usize, &[u8], &'a Rule, Gravity) + 'b;
+
 /// All rules of a run, ready to search with.
 #[derive(Debug)]
 pub struct Rules {
@@ -218,7 +221,7 @@ impl Rules {
     }
 
     /// Calls `found` for every line of `text` that a rule knows, with the line's offset. `text` holds whole lines.
-    fn scan<'a>(&'a self, text: &[u8], phase: Phase, found: &mut dyn FnMut(usize, &[u8], &'a Rule, Gravity)) {
+    fn scan<'a>(&'a self, text: &[u8], phase: Phase, found: &mut Found<'a, '_>) {
         let mut from = 0;
         while let Some(at) = self.prefilter.find(text, from) {
             let line_start = memrchr(b'\n', &text[..at]).map_or(0, |before| before + 1);
