@@ -1,5 +1,6 @@
 //! The senses. Each edge turns what it reads into samples; unknown is a value, never 0.
 
+pub mod assess;
 pub mod disk;
 pub mod follow;
 pub mod gpu;
@@ -10,4 +11,5 @@ pub mod metrics;
 pub mod nvml;
 pub mod process;
 pub mod sampler;
+mod signs;
 pub mod tail;
