@@ -509,7 +509,7 @@ fn disturb(world: &mut World, noise: &Noise, moves: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_kill_while_any_counter_moves(

@@ -33,6 +33,8 @@ const DEFAULT_PHASES: [Phase; 4] = [Phase::Loading, Phase::WarmUp, Phase::Measur
 pub struct Rule {
     /// Unique name.
     pub id: String,
+    /// The regular expression.
+    pub pattern: String,
     /// A class of failure.
     pub cause: String,
     /// What a match means in the phases where it counts.
@@ -145,7 +147,6 @@ impl Rules {
     pub fn load(files: &[(&str, &str)]) -> Result<Self, Vec<RulesError>> {
         let mut errors = Vec::new();
         let mut rules = Vec::new();
-        let mut patterns = Vec::new();
         let mut needles = Vec::new();
         let mut seen: HashMap<String, String> = HashMap::new();
         for (file, text) in std::iter::once(&("rules.toml", BUILTIN)).chain(files) {
@@ -172,9 +173,9 @@ impl Rules {
                     continue;
                 }
                 needles.extend(needles_of(entry.pattern.get_ref()).unwrap_or_default());
-                patterns.push(entry.pattern.into_inner());
                 rules.push(Rule {
                     id: entry.id.into_inner(),
+                    pattern: entry.pattern.into_inner(),
                     cause: entry.cause,
                     gravity: entry.severity,
                     phases: entry.phases.unwrap_or_else(|| DEFAULT_PHASES.to_vec()),
@@ -190,9 +191,14 @@ impl Rules {
         }
         needles.sort();
         needles.dedup();
-        let set = regex_set(&patterns).map_err(|error| {
-            vec![RulesError { file: "all rules together".to_owned(), line: 1, problem: error.to_string() }]
-        })?;
+        let set =
+            regex_set(&rules.iter().map(|rule| &rule.pattern).collect::<Vec<_>>()).map_err(|error| {
+                vec![RulesError {
+                    file: "all rules together".to_owned(),
+                    line: 1,
+                    problem: error.to_string(),
+                }]
+            })?;
         Ok(Self { rules, set, prefilter: Prefilter::new(&needles) })
     }
 
