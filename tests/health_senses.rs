@@ -12,7 +12,7 @@ use varcas_guard::event::{EngineSample, EventKind, GpuSample, ProcId, Reading};
 use varcas_guard::health::gpu::ScriptedGpu;
 use varcas_guard::health::metrics::{self, Health, health, scrape};
 use varcas_guard::health::process::Sampler;
-use varcas_guard::health::sampler::{SamplerConfig, spawn};
+use varcas_guard::health::sampler::{DiskPlaces, SamplerConfig, spawn};
 
 /// A child that is killed and reaped with its group when the test is over.
 struct Running(Child);
@@ -230,10 +230,19 @@ async fn the_sampler_tells_what_each_sense_says_and_a_missing_driver_only_once()
     let (send, mut events) = unbounded_channel();
     let mut config = SamplerConfig::new(base_url, processes, Box::new(gpu));
     config.interval = Duration::from_millis(5);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("traces")).unwrap();
+    std::fs::write(dir.path().join("traces/window-0.json"), b"12345").unwrap();
+    std::fs::write(dir.path().join("server.log"), b"123").unwrap();
+    config.disk = Some(DiskPlaces {
+        volume: dir.path().to_owned(),
+        traces: dir.path().join("traces"),
+        logs: vec![dir.path().join("server.log"), dir.path().join("not-yet.log")],
+    });
     let handle = spawn(config, send).unwrap();
-    let (mut engine, mut tree, mut gpus) = (0, 0, 0);
+    let (mut engine, mut tree, mut gpus, mut disk) = (0, 0, 0, 0);
     tokio::time::timeout(Duration::from_secs(60), async {
-        while engine < 3 || tree < 20 {
+        while engine < 3 || tree < 20 || disk < 3 {
             match events.recv().await.unwrap() {
                 EventKind::EngineSampled(Reading::Value(sample)) => {
                     assert_eq!(sample.iterations, 5.0);
@@ -244,6 +253,11 @@ async fn the_sampler_tells_what_each_sense_says_and_a_missing_driver_only_once()
                     tree += 1;
                 }
                 EventKind::GpusSampled(Reading::Unavailable { .. }) => gpus += 1,
+                EventKind::DiskSampled { free: Reading::Value(free), traces, logs } => {
+                    assert!(free > 0);
+                    assert_eq!((traces, logs), (Reading::Value(5), Reading::Value(3)));
+                    disk += 1;
+                }
                 other => panic!("{other:?}"),
             }
         }

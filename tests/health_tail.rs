@@ -6,8 +6,13 @@ use proptest::prelude::*;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
+use varcas_guard::event::{EventKind, Finding, Gravity, Phase};
 use varcas_guard::health::follow::{Break, Follower, Piece};
+use varcas_guard::health::log_rules::Rules;
+use varcas_guard::health::log_watch::LogWatch;
 use varcas_guard::health::tail::{Line, Tail};
 
 /// What is done to the file, and when the follower looks.
@@ -323,4 +328,50 @@ async fn the_thread_ends_with_the_tail() {
     })
     .await
     .unwrap();
+}
+
+fn watch_log(
+    path: &Path,
+) -> (LogWatch, tokio::sync::mpsc::UnboundedReceiver<EventKind>, watch::Sender<Phase>) {
+    let (send, events) = tokio::sync::mpsc::unbounded_channel();
+    let (phase, phases) = watch::channel(Phase::Measuring);
+    (LogWatch::spawn(path, Arc::new(Rules::builtin()), phases, send).unwrap(), events, phase)
+}
+
+async fn next_finding(events: &mut tokio::sync::mpsc::UnboundedReceiver<EventKind>) -> Finding {
+    match tokio::time::timeout(Duration::from_secs(60), events.recv()).await.unwrap().unwrap() {
+        EventKind::Finding(finding) => finding,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_fatal_line_is_told_while_the_log_grows_and_its_phase_decides_what_it_means() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("server.log");
+    let (watch, mut events, phase) = watch_log(&path);
+    append(&path, b"INFO fine\nERROR EngineCore encountered a fatal");
+    append(&path, b" error.\nINFO more\n");
+    let finding = next_finding(&mut events).await;
+    assert_eq!((finding.rule.as_str(), finding.gravity, finding.line), ("engine-fatal", Gravity::Fatal, 2));
+    phase.send(Phase::Stopping).unwrap();
+    append(&path, b"ERROR EngineCore encountered a fatal error.\n");
+    let finding = next_finding(&mut events).await;
+    assert_eq!((finding.gravity, finding.line, finding.count), (Gravity::Consequence, 4, 2));
+    watch.drain().await;
+    assert_eq!((watch.bytes(), watch.trouble()), (std::fs::metadata(&path).unwrap().len(), None));
+}
+
+#[tokio::test]
+async fn a_drained_watch_has_told_everything_and_also_the_last_words_without_a_line_break() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("server.log");
+    let (watch, mut events, _phase) = watch_log(&path);
+    let noise = "INFO all is well and the log is long\n".repeat(100_000);
+    append(&path, noise.as_bytes());
+    append(&path, b"Bus error (core dumped)");
+    tokio::time::timeout(Duration::from_secs(60), watch.drain()).await.unwrap();
+    let EventKind::Finding(finding) = events.try_recv().unwrap() else { panic!("no finding") };
+    assert_eq!((finding.cause.as_str(), finding.line), ("shm-exhausted", 100_001));
+    assert!(events.try_recv().is_err());
 }

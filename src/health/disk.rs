@@ -44,7 +44,7 @@ pub fn space(path: &Path) -> std::io::Result<Space> {
     })
 }
 
-/// Adds up a folder. One that does not exist is empty; symbolic links are not followed; a file that vanishes meanwhile
+/// Adds up a folder, or one file. One that does not exist is empty; symbolic links are not followed; a file that vanishes meanwhile
 /// is not counted.
 pub fn folder_size(folder: &Path) -> FolderSize {
     let mut size = FolderSize::default();
@@ -53,6 +53,13 @@ pub fn folder_size(folder: &Path) -> FolderSize {
     while let Some(folder) = todo.pop() {
         let entries = match std::fs::read_dir(&folder) {
             Ok(entries) => entries,
+            // A file was given, not a folder.
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+                let length = std::fs::metadata(&folder).map_or(0, |metadata| metadata.len());
+                size.files += 1;
+                size.bytes = size.bytes.saturating_add(length);
+                continue;
+            }
             Err(error) => {
                 size.partial |= error.kind() != std::io::ErrorKind::NotFound;
                 continue;

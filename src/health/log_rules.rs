@@ -33,6 +33,8 @@ const DEFAULT_PHASES: [Phase; 4] = [Phase::Loading, Phase::WarmUp, Phase::Measur
 pub struct Rule {
     /// Unique name.
     pub id: String,
+    /// The regular expression.
+    pub pattern: String,
     /// A class of failure.
     pub cause: String,
     /// What a match means in the phases where it counts.
@@ -91,6 +93,9 @@ struct Entry {
     near_misses: Vec<Spanned<String>>,
 }
 
+/// Is told the offset of a line, the line, its rule and what it means.
+type Found<'a, 'b> = dyn FnMut(usize, &[u8], &'a Rule, Gravity) + 'b;
+
 /// All rules of a run, ready to search with.
 #[derive(Debug)]
 pub struct Rules {
@@ -142,7 +147,6 @@ impl Rules {
     pub fn load(files: &[(&str, &str)]) -> Result<Self, Vec<RulesError>> {
         let mut errors = Vec::new();
         let mut rules = Vec::new();
-        let mut patterns = Vec::new();
         let mut needles = Vec::new();
         let mut seen: HashMap<String, String> = HashMap::new();
         for (file, text) in std::iter::once(&("rules.toml", BUILTIN)).chain(files) {
@@ -169,9 +173,9 @@ impl Rules {
                     continue;
                 }
                 needles.extend(needles_of(entry.pattern.get_ref()).unwrap_or_default());
-                patterns.push(entry.pattern.into_inner());
                 rules.push(Rule {
                     id: entry.id.into_inner(),
+                    pattern: entry.pattern.into_inner(),
                     cause: entry.cause,
                     gravity: entry.severity,
                     phases: entry.phases.unwrap_or_else(|| DEFAULT_PHASES.to_vec()),
@@ -187,9 +191,14 @@ impl Rules {
         }
         needles.sort();
         needles.dedup();
-        let set = regex_set(&patterns).map_err(|error| {
-            vec![RulesError { file: "all rules together".to_owned(), line: 1, problem: error.to_string() }]
-        })?;
+        let set =
+            regex_set(&rules.iter().map(|rule| &rule.pattern).collect::<Vec<_>>()).map_err(|error| {
+                vec![RulesError {
+                    file: "all rules together".to_owned(),
+                    line: 1,
+                    problem: error.to_string(),
+                }]
+            })?;
         Ok(Self { rules, set, prefilter: Prefilter::new(&needles) })
     }
 
@@ -218,7 +227,7 @@ impl Rules {
     }
 
     /// Calls `found` for every line of `text` that a rule knows, with the line's offset. `text` holds whole lines.
-    fn scan<'a>(&'a self, text: &[u8], phase: Phase, found: &mut dyn FnMut(usize, &[u8], &'a Rule, Gravity)) {
+    fn scan<'a>(&'a self, text: &[u8], phase: Phase, found: &mut Found<'a, '_>) {
         let mut from = 0;
         while let Some(at) = self.prefilter.find(text, from) {
             let line_start = memrchr(b'\n', &text[..at]).map_or(0, |before| before + 1);

@@ -3,8 +3,9 @@
 
 use super::gpu::GpuSource;
 use super::process::Sampler;
-use super::{metrics, metrics::scrape};
+use super::{disk, metrics, metrics::scrape};
 use crate::event::{EventKind, ProcId, Reading};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 use tokio::task::JoinHandle;
@@ -18,25 +19,41 @@ pub struct SamplerConfig {
     pub processes: watch::Receiver<Vec<ProcId>>,
     /// Where GPU samples come from.
     pub gpu: Box<dyn GpuSource>,
+    /// What is looked at on the disk, if anything.
+    pub disk: Option<DiskPlaces>,
     /// Time between two samples of each sense.
     pub interval: Duration,
 }
 
+/// Where the run writes.
+#[derive(Debug, Clone)]
+pub struct DiskPlaces {
+    /// Its filesystem's free room counts.
+    pub volume: PathBuf,
+    /// The trace folder.
+    pub traces: PathBuf,
+    /// The logs.
+    pub logs: Vec<PathBuf>,
+}
+
+/// A disk that answers later than this is told as such.
+const DISK_DEADLINE: Duration = Duration::from_secs(5);
+
 impl SamplerConfig {
-    /// Once a second.
+    /// Once a second, nothing of the disk.
     pub fn new(
         base_url: watch::Receiver<Option<String>>,
         processes: watch::Receiver<Vec<ProcId>>,
         gpu: Box<dyn GpuSource>,
     ) -> Self {
-        Self { base_url, processes, gpu, interval: Duration::from_secs(1) }
+        Self { base_url, processes, gpu, disk: None, interval: Duration::from_secs(1) }
     }
 }
 
 /// Sampling stops when this is dropped.
 #[derive(Debug)]
 pub struct SamplerHandle {
-    tasks: [JoinHandle<()>; 3],
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Drop for SamplerHandle {
@@ -49,15 +66,17 @@ impl Drop for SamplerHandle {
 
 /// Starts the tasks on the current runtime. They also end when nobody receives the events any more.
 pub fn spawn(config: SamplerConfig, events: UnboundedSender<EventKind>) -> reqwest::Result<SamplerHandle> {
-    let SamplerConfig { base_url, processes, gpu, interval } = config;
+    let SamplerConfig { base_url, processes, gpu, disk, interval } = config;
     let client = metrics::client()?;
-    Ok(SamplerHandle {
-        tasks: [
-            tokio::spawn(sample_engine(client, base_url, ticks(interval), events.clone())),
-            tokio::spawn(sample_processes(processes, ticks(interval), events.clone())),
-            tokio::spawn(sample_gpus(gpu, ticks(interval), events)),
-        ],
-    })
+    let mut tasks = vec![
+        tokio::spawn(sample_engine(client, base_url, ticks(interval), events.clone())),
+        tokio::spawn(sample_processes(processes, ticks(interval), events.clone())),
+        tokio::spawn(sample_gpus(gpu, ticks(interval), events.clone())),
+    ];
+    if let Some(places) = disk {
+        tasks.push(tokio::spawn(sample_disk(places, ticks(interval), events)));
+    }
+    Ok(SamplerHandle { tasks })
 }
 
 fn ticks(interval: Duration) -> Interval {
@@ -122,4 +141,33 @@ async fn sample_gpus(mut gpu: Box<dyn GpuSource>, mut ticks: Interval, events: U
             return;
         }
     }
+}
+
+async fn sample_disk(places: DiskPlaces, mut ticks: Interval, events: UnboundedSender<EventKind>) {
+    loop {
+        ticks.tick().await;
+        let free = match disk::space_within(places.volume.clone(), DISK_DEADLINE).await {
+            Reading::Value(space) => Reading::Value(space.free),
+            Reading::Unavailable { why } => Reading::Unavailable { why },
+            Reading::Stale => Reading::Stale,
+        };
+        let traces = size_of(vec![places.traces.clone()]).await;
+        let logs = size_of(places.logs.clone()).await;
+        if events.send(EventKind::DiskSampled { free, traces, logs }).is_err() {
+            return;
+        }
+    }
+}
+
+/// Sum over files and folders; what does not exist yet has no size.
+async fn size_of(paths: Vec<PathBuf>) -> Reading<u64> {
+    let mut sum = 0;
+    for path in paths {
+        match disk::folder_size_within(path, DISK_DEADLINE).await {
+            Reading::Value(size) => sum += size.bytes,
+            Reading::Unavailable { why } => return Reading::Unavailable { why },
+            Reading::Stale => return Reading::Stale,
+        }
+    }
+    Reading::Value(sum)
 }

@@ -33,31 +33,42 @@ struct Batch {
     drained: bool,
 }
 
-/// Wakes a thread that follows a file.
+/// Wakes a thread that follows a file, and tells how it fares.
 #[derive(Debug, Default)]
-struct Shared {
+pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     hint: bool,
-    drain: bool,
-    stop: bool,
-    trouble: Option<String>,
+    /// Read to the present end and say so.
+    pub(super) drain: bool,
+    pub(super) stop: bool,
+    pub(super) trouble: Option<String>,
     discarded: u64,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, what: impl FnOnce(&mut State)) {
+    pub(super) fn tell(&self, what: impl FnOnce(&mut State)) {
         what(&mut self.lock());
         self.changed.notify_one();
     }
+}
+
+/// What is done with the bytes of a followed file.
+pub(super) trait Reader {
+    /// The next bytes, or a new beginning.
+    fn piece(&mut self, piece: Piece<'_>);
+    /// Called before each look; what was asked for until now is answered by the next `looked(true)`.
+    fn looking(&mut self) {}
+    /// Called after each look, `drained` when the end was reached as asked. False ends the thread.
+    fn looked(&mut self, drained: bool) -> bool;
 }
 
 impl Tail {
@@ -74,7 +85,13 @@ impl Tail {
         let thread_shared = Arc::clone(&shared);
         // Not joined: it ends by itself, and one that a dead disk holds must not hold us.
         std::thread::Builder::new().name("tail".to_owned()).spawn(move || {
-            follow(&path, LineSplitter::new(limit), &thread_shared, &send);
+            let reader = LineReader {
+                splitter: LineSplitter::new(limit),
+                lines: Vec::new(),
+                send,
+                shared: Arc::clone(&thread_shared),
+            };
+            follow(&path, reader, &thread_shared);
         })?;
         Ok(Self { batches, shared })
     }
@@ -121,7 +138,33 @@ impl Drop for Tail {
     }
 }
 
-fn follow(path: &Path, mut splitter: LineSplitter, shared: &Arc<Shared>, send: &mpsc::Sender<Batch>) {
+struct LineReader {
+    splitter: LineSplitter,
+    lines: Vec<Line>,
+    send: mpsc::Sender<Batch>,
+    shared: Arc<Shared>,
+}
+
+impl Reader for LineReader {
+    fn piece(&mut self, piece: Piece<'_>) {
+        match piece {
+            Piece::Bytes(bytes) => self.splitter.push(bytes, &mut self.lines),
+            Piece::Break(_) => self.splitter.finish(&mut self.lines),
+        }
+    }
+
+    fn looked(&mut self, drained: bool) -> bool {
+        if drained {
+            self.splitter.end_of_text(&mut self.lines);
+        }
+        self.shared.lock().discarded = self.splitter.discarded();
+        let lines = std::mem::take(&mut self.lines);
+        (lines.is_empty() && !drained) || self.send.blocking_send(Batch { lines, drained }).is_ok()
+    }
+}
+
+/// The body of a thread that follows `path` until it is told to stop.
+pub(super) fn follow(path: &Path, mut reader: impl Reader, shared: &Arc<Shared>) {
     let mut follower = Follower::new(path);
     let mut hints = None;
     loop {
@@ -131,23 +174,17 @@ fn follow(path: &Path, mut splitter: LineSplitter, shared: &Arc<Shared>, send: &
         }
         // Taken before the look: what comes during the look is answered by the next one.
         let drain = std::mem::take(&mut shared.lock().drain);
-        let mut lines = Vec::new();
-        let looked = follower.look(BATCH_BYTES, &mut |piece| match piece {
-            Piece::Bytes(bytes) => splitter.push(bytes, &mut lines),
-            Piece::Break(_) => splitter.finish(&mut lines),
-        });
-        let more = *looked.as_ref().unwrap_or(&false);
-        let drained = drain && !more;
-        if drained {
-            splitter.end_of_text(&mut lines);
+        if drain {
+            reader.looking();
         }
+        let looked = follower.look(BATCH_BYTES, &mut |piece| reader.piece(piece));
+        let more = *looked.as_ref().unwrap_or(&false);
         {
             let mut state = shared.lock();
             state.trouble = looked.err().map(|error| format!("read {}: {error}", path.display()));
-            state.discarded = splitter.discarded();
             state.drain |= drain && more;
         }
-        if (drained || !lines.is_empty()) && send.blocking_send(Batch { lines, drained }).is_err() {
+        if !reader.looked(drain && !more) {
             return;
         }
         let mut state = shared.lock();

@@ -1,0 +1,201 @@
+//! What processes and GPUs did in the last seconds, and what a standstill with such signs is called. Pure.
+
+use crate::event::{GpuSample, HangKind, ProcSample, Reading};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// NVML averages over up to a second and single samples mislead, so everything is judged over this long.
+const WINDOW: Duration = Duration::from_secs(8);
+
+/// From this many CPU seconds a second on the host is busy.
+const BUSY: f64 = 0.5;
+
+/// A kernel that waits reads 90 to 100 % utilisation and 0 % memory utilisation (measured on an H100).
+const SPIN_UTIL: f64 = 80.0;
+const SPIN_MEM_UTIL: f64 = 1.5;
+
+/// Samples of a GPU before it is judged, and of silence before the driver is called dead.
+const ENOUGH: usize = 3;
+
+/// A name for a standstill and what speaks for it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Verdict {
+    pub(super) kind: HangKind,
+    pub(super) reasons: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Signs {
+    looks: VecDeque<Look>,
+    gpus: VecDeque<(Duration, Option<Vec<Gpu>>)>,
+    gpu_memory: u64,
+    /// There is a driver, so its silence means something.
+    gpu_answered: bool,
+}
+
+#[derive(Debug)]
+struct Look {
+    at: Duration,
+    cpu: f64,
+    stopped: Vec<(i32, String)>,
+    asleep: Vec<(i32, String)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Gpu {
+    index: u32,
+    util: Option<u32>,
+    mem_util: Option<u32>,
+    power: Option<f64>,
+}
+
+impl Signs {
+    pub(super) fn clear(&mut self) {
+        self.looks.clear();
+        self.gpus.clear();
+    }
+
+    pub(super) fn processes(&mut self, now: Duration, processes: &[ProcSample]) {
+        let in_state = |states: &[char]| {
+            processes
+                .iter()
+                .filter(|process| states.contains(&process.state))
+                .map(|process| (process.proc.pid, process.comm.clone()))
+                .collect()
+        };
+        self.looks.push_back(Look {
+            at: now,
+            cpu: processes.iter().map(|process| process.cpu_s).sum(),
+            stopped: in_state(&['T', 't']),
+            asleep: in_state(&['D']),
+        });
+        while self.looks.front().is_some_and(|look| now.saturating_sub(look.at) > WINDOW) {
+            self.looks.pop_front();
+        }
+    }
+
+    pub(super) fn gpus(&mut self, now: Duration, reading: &Reading<Vec<GpuSample>>) {
+        let sample = match reading {
+            Reading::Value(gpus) => {
+                self.gpu_answered = true;
+                self.gpu_memory = gpus.iter().filter_map(|gpu| gpu.mem_used.value()).sum();
+                Some(gpus.iter().map(Gpu::from).collect())
+            }
+            Reading::Stale => None,
+            // No driver from the start is no sign of anything.
+            Reading::Unavailable { .. } if !self.gpu_answered => return,
+            Reading::Unavailable { .. } => None,
+        };
+        self.gpus.push_back((now, sample));
+        while self.gpus.front().is_some_and(|(at, _)| now.saturating_sub(*at) > WINDOW) {
+            self.gpus.pop_front();
+        }
+    }
+
+    pub(super) fn looks(&self) -> usize {
+        self.looks.len()
+    }
+
+    pub(super) fn gpu_memory(&self) -> u64 {
+        self.gpu_memory
+    }
+
+    /// CPU seconds a second over the window; a process that ended takes its seconds along, which is not less than 0.
+    pub(super) fn cpu_rate(&self) -> f64 {
+        let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) else { return 0.0 };
+        let time = last.at.saturating_sub(first.at).as_secs_f64();
+        if time <= 0.0 {
+            return 0.0;
+        }
+        // Sums only what was added, look by look, so that an exit hides at most the seconds of one look.
+        let pairs = self.looks.iter().zip(self.looks.iter().skip(1));
+        pairs.map(|(before, after)| (after.cpu - before.cpu).max(0.0)).sum::<f64>() / time
+    }
+
+    pub(super) fn name(&self) -> Verdict {
+        let named = |kind, reason: String| Verdict { kind, reasons: vec![reason] };
+        if let Some((pid, comm)) = self.in_every_look(|look| &look.stopped) {
+            return named(HangKind::Stopped, format!("{comm} (pid {pid}) is stopped by a signal"));
+        }
+        if self.gpus.len() >= ENOUGH && self.gpus.iter().all(|(_, sample)| sample.is_none()) {
+            return named(HangKind::DriverDead, "the GPU driver no longer answers".to_owned());
+        }
+        if let Some((pid, comm)) =
+            self.in_every_look(|look| &look.asleep).filter(|_| self.looks.len() > ENOUGH)
+        {
+            return named(HangKind::DriverDead, format!("{comm} (pid {pid}) sleeps uninterruptibly"));
+        }
+        if let Some(reason) = self.spinning() {
+            return named(HangKind::GpuSpin, reason);
+        }
+        if self.looks.len() < 2 {
+            return named(HangKind::Undetermined, "the processes could not be sampled".to_owned());
+        }
+        let cpu = self.cpu_rate();
+        if self.gpu_works() {
+            return named(HangKind::Undetermined, "a GPU computes and touches its memory".to_owned());
+        }
+        if cpu >= BUSY {
+            return named(HangKind::HostBusy, format!("the processes use {cpu:.1} CPU cores"));
+        }
+        named(HangKind::GpuIdleHostIdle, format!("the processes use {cpu:.2} CPU cores and no GPU is busy"))
+    }
+
+    /// A process that is in a list in every look of the window, and there are at least two.
+    fn in_every_look(&self, list: impl Fn(&Look) -> &Vec<(i32, String)>) -> Option<(i32, String)> {
+        let first = self.looks.front().filter(|_| self.looks.len() >= 2)?;
+        list(first).iter().find(|process| self.looks.iter().all(|look| list(look).contains(process))).cloned()
+    }
+
+    fn means(&self) -> impl Iterator<Item = (u32, Option<f64>, Option<f64>, Option<f64>)> {
+        let samples: Vec<&Vec<Gpu>> = self.gpus.iter().filter_map(|(_, sample)| sample.as_ref()).collect();
+        let gpus = samples.last().filter(|_| samples.len() >= ENOUGH).map_or(0, |gpus| gpus.len());
+        (0..gpus).map(move |place| {
+            let all = || samples.iter().filter_map(|gpus| gpus.get(place));
+            let index = all().next().map_or(0, |gpu| gpu.index);
+            (
+                index,
+                mean(all().map(|gpu| gpu.util.map(f64::from))),
+                mean(all().map(|gpu| gpu.mem_util.map(f64::from))),
+                mean(all().map(|gpu| gpu.power)),
+            )
+        })
+    }
+
+    /// One GPU is enough: in a collective that misses a rank the others spin, or one spins and the others are idle.
+    fn spinning(&self) -> Option<String> {
+        self.means().find_map(|(index, util, mem_util, power)| {
+            let (util, mem_util) = (util?, mem_util?);
+            (util >= SPIN_UTIL && mem_util < SPIN_MEM_UTIL).then(|| {
+                let watts = power.map_or(String::new(), |power| format!(", {power:.0} W"));
+                format!(
+                    "GPU {index} is busy ({util:.0} %) without touching its memory ({mem_util:.1} %{watts})"
+                )
+            })
+        })
+    }
+
+    fn gpu_works(&self) -> bool {
+        self.means().any(|(_, util, mem_util, _)| {
+            util.is_some_and(|util| util >= SPIN_UTIL)
+                && mem_util.is_none_or(|mem_util| mem_util >= SPIN_MEM_UTIL)
+        })
+    }
+}
+
+impl From<&GpuSample> for Gpu {
+    fn from(gpu: &GpuSample) -> Self {
+        Self {
+            index: gpu.gpu,
+            util: gpu.util.value().copied(),
+            mem_util: gpu.mem_util.value().copied(),
+            power: gpu.power_w.value().copied(),
+        }
+    }
+}
+
+/// Of the values that are known; none when none is.
+fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let (sum, count) = values.flatten().fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
+    (count > 0).then(|| sum / f64::from(count))
+}
