@@ -491,7 +491,7 @@ pub enum EventKind {
     },
 
     /// A log line that a rule knows.
-    Finding(Box<Finding>),
+    Finding(Finding),
     /// A standstill began, became surer, or ended.
     Suspicion(Suspicion),
     /// Room on the disk and what our files take of it, in bytes.

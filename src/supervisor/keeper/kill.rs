@@ -70,7 +70,7 @@ fn strike(victims: &[&Member], why: &str, struck: &mut BTreeSet<ProcId>, tell: T
     for member in victims {
         let sent = send(member, os::SIGKILL);
         // Said once and not in every round: somebody who is not ours to kill stays so.
-        if let Err(trouble) = sent
+        if let Some(trouble) = sent
             && new.contains(&member.stat.id)
         {
             tell(trouble);
@@ -80,11 +80,11 @@ fn strike(victims: &[&Member], why: &str, struck: &mut BTreeSet<ProcId>, tell: T
     !new.is_empty()
 }
 
-/// Sends a signal to a member; the error is what to report.
-pub(crate) fn send(member: &Member, signal: i32) -> Result<(), EventKind> {
+/// Sends a signal to a member; what comes back is to be reported.
+pub(crate) fn send(member: &Member, signal: i32) -> Option<EventKind> {
     let id = member.stat.id;
     let sent = member.handle.as_ref().map_or_else(|| os::signal(id, signal), |handle| handle.signal(signal));
-    sent.map(drop).map_err(|error| EventKind::Trouble {
+    sent.err().map(|error| EventKind::Trouble {
         what: format!("send {} to {id} ({})", crate::event::signal_name(signal), member.stat.comm),
         error: error.to_string(),
     })

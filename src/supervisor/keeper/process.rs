@@ -243,7 +243,7 @@ impl Keeper {
         // Said first: if the signal takes us or the machine down, the journal knows who sent it.
         self.line.say(&EventKind::SignalSent { signal, targets, why });
         for member in members {
-            if let Err(trouble) = kill::send(member, signal) {
+            if let Some(trouble) = kill::send(member, signal) {
                 self.line.say(&trouble);
             }
         }
