@@ -19,7 +19,8 @@ use varcas_guard::time::instant_now;
 const PATIENCE: Duration = Duration::from_secs(150);
 
 /// A simulator that is in no hurry for nothing.
-pub(crate) const FAST: &str = "load=20ms,step=1ms,ttft=1ms,sampled_compile=10ms,window_events=20,watchdog=200ms";
+pub(crate) const FAST: &str =
+    "load=20ms,step=1ms,ttft=1ms,sampled_compile=10ms,window_events=20,watchdog=200ms";
 
 /// Waits until `poll` gives something.
 pub(crate) fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
@@ -154,9 +155,9 @@ impl Place {
 }
 
 fn is_mapped(name: &str) -> bool {
-    proc::pids().into_iter().any(|pid| {
-        std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains(name))
-    })
+    proc::pids()
+        .into_iter()
+        .any(|pid| std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains(name)))
 }
 
 /// What a short command said.
@@ -182,11 +183,16 @@ impl Running<'_> {
     /// What of `pick` comes first in the journal, now or later.
     pub(crate) fn until<T>(&mut self, what: &str, pick: impl Fn(&EventKind) -> Option<T>) -> T {
         let began = instant_now();
+        let mut length = None;
         loop {
             let ended = self.child.try_wait().unwrap();
-            if let Some(found) = events(&self.out).iter().find_map(|event| pick(&event.kind)) {
+            let now = std::fs::metadata(self.out.join("events.jsonl")).map(|meta| meta.len()).ok();
+            if now != length
+                && let Some(found) = self.events().iter().find_map(|event| pick(&event.kind))
+            {
                 return found;
             }
+            length = now;
             let told = || std::fs::read_to_string(&self.text).unwrap_or_default();
             assert!(ended.is_none(), "ended ({ended:?}) before {what}: {}", told());
             assert!(began.elapsed() < PATIENCE, "waited in vain for {what}: {}", told());
@@ -207,6 +213,10 @@ impl Running<'_> {
             EventKind::LoadProgressed(progress) if progress.sent > 0 => Some(()),
             _ => None,
         });
+    }
+
+    pub(crate) fn events(&self) -> Vec<Event> {
+        events(&self.out)
     }
 
     pub(crate) fn signal(&self, signal: i32) {
