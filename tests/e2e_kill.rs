@@ -73,10 +73,12 @@ fn kill_and_run_again(who: Victim, at: Phase) -> Duration {
 
 /// A run that stays in the phase for as long as it is left alone.
 fn start(place: &Place, who: Victim, at: Phase) -> Running<'_> {
-    let endless = match at {
-        Phase::Loading => "load=20m",
-        Phase::WarmUp => "sampled_compile=20m",
-        Phase::Flushing => "fault=slow(20m)@window",
+    let endless = match (at, who) {
+        // The workers come late in the loading of their engine.
+        (Phase::Loading, Victim::Worker) => "fault=worker0.slow(20m)@loading",
+        (Phase::Loading, _) => "load=20m",
+        (Phase::WarmUp, _) => "sampled_compile=20m",
+        (Phase::Flushing, _) => "fault=worker0.slow(20m)@window,fault=worker1.slow(20m)@window",
         _ => "seed=1",
     };
     // One window from the first step to the end of the load.
