@@ -31,6 +31,9 @@ const RETURN_PATIENCE: Duration = Duration::from_secs(40);
 /// GPU memory that is not worth a word: contexts of other processes come and go.
 const GPU_TOLERANCE: u64 = 512 << 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// A client sees the death of a server before anybody has reaped it. The failed request is only a symptom, so it is told
+/// this much later than the cause.
+const SYMPTOM_DELAY: Duration = Duration::from_secs(2);
 
 /// What does not change during a run.
 #[derive(Debug)]
@@ -283,7 +286,10 @@ impl Performer {
             (Arc::clone(&attempt.target), attempt.base_url.clone(), attempt.processes.subscribe());
         attempt.waiting = Some(Task(tokio::spawn(async move {
             let fact = match ready::wait_ready(&base, None).await {
-                Err(error) => EventKind::SpawnFailed { error },
+                Err(error) => {
+                    tokio::time::sleep(SYMPTOM_DELAY).await;
+                    EventKind::SpawnFailed { error }
+                }
                 Ok(info) => {
                     let ours: Vec<i32> = tree.borrow().iter().map(|proc| proc.pid).collect();
                     let foreign =
@@ -317,7 +323,10 @@ impl Performer {
             let Some(target) = target.lock().await.clone() else { return };
             drop(facts.send(match ready::warm_up(&target, requests).await {
                 Ok((requests, slowest)) => EventKind::WarmupFinished { requests, slowest },
-                Err(error) => EventKind::WarmupFailed { error },
+                Err(error) => {
+                    tokio::time::sleep(SYMPTOM_DELAY).await;
+                    EventKind::WarmupFailed { error }
+                }
             }));
         })));
     }
