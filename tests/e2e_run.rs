@@ -1,4 +1,5 @@
 //! The whole program against its simulator: a run that works, runs that are tried again, and runs that are stopped.
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 
