@@ -1,5 +1,6 @@
 //! What cannot work is refused before anything is started, with a sentence that says what to do, an exit code of its own,
 //! and without a change in any folder.
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 

@@ -1,5 +1,6 @@
 //! `kill -9` of every process of a run in every phase: soon nothing of the run is alive, the run folder tells what
 //! happened, and the next run on the same port works. The times from kill to gone are printed (`-- --nocapture`).
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 

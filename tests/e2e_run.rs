@@ -1,4 +1,5 @@
 //! The whole program against its simulator: a run that works, runs that are tried again, and runs that are stopped.
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 
@@ -114,6 +115,19 @@ fn a_hang_in_the_first_attempt_does_not_take_the_second() {
     let config = place.config(&knobs, &format!("{WINDOWS}[budgets]\nstall = \"2s\"\n"));
     let done = place.run("out", &config, &["--retries", "1"]).wait();
     assert_second_try_worked(&done, &place, Outcome::Hang);
+    // The guard hung up before it killed, so the second server need not wait a minute for the port.
+    let free = format!("port {} is free", place.port);
+    let ports: Vec<String> = done
+        .events()
+        .into_iter()
+        .filter_map(|event| match event.kind {
+            EventKind::PreflightFinished { checks, .. } => {
+                checks.into_iter().find(|check| check.check == "port").map(|check| check.saw)
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ports, [free.clone(), free]);
 }
 
 #[test]

@@ -56,6 +56,14 @@ pub struct SamplerHandle {
     tasks: Vec<JoinHandle<()>>,
 }
 
+impl SamplerHandle {
+    /// Ends the questions to the server and closes their connection, before the server does: who closes first keeps the
+    /// port in TIME_WAIT, and the next server needs it.
+    pub fn hang_up(&self) {
+        self.tasks[0].abort();
+    }
+}
+
 impl Drop for SamplerHandle {
     fn drop(&mut self) {
         for task in &self.tasks {

@@ -418,10 +418,11 @@ impl Machine {
     fn kill(&mut self, now: Duration, ending: Ending, load_open: bool, out: &mut Vec<Action>) -> RunState {
         let budget = self.plan.budgets.drain;
         enter(Phase::Draining, Some(budget), out);
-        out.push(Action::KillAll);
+        // The load first: who closes a connection first keeps the port in TIME_WAIT, and the next attempt needs the port.
         if load_open {
             out.push(Action::StopLoad);
         }
+        out.push(Action::KillAll);
         RunState::Draining { ending, until: now + budget, load_open, step: DrainStep::Killing }
     }
 

@@ -30,6 +30,8 @@ use tokio::task::JoinHandle;
 const RETURN_PATIENCE: Duration = Duration::from_secs(40);
 /// GPU memory that is not worth a word: contexts of other processes come and go.
 const GPU_TOLERANCE: u64 = 512 << 20;
+/// How long a kill waits for the load, which was told to stop, to close its connections.
+const LOAD_CLOSES: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A client sees the death of a server before anybody has reaped it. The failed request is only a symptom, so it is told
 /// this much later than the cause.
@@ -74,12 +76,25 @@ struct Attempt {
     base_url: watch::Sender<Option<String>>,
     closing: watch::Sender<bool>,
     stop_load: watch::Sender<bool>,
+    /// True from its start until all its connections are closed.
+    load_open: watch::Sender<bool>,
     target: Arc<Mutex<Option<driver::Target>>>,
     /// Dropped when the attempt is killed.
     waiting: Option<Task>,
     /// Dropped with the attempt.
     _senses: Vec<Task>,
-    _sampler: Option<SamplerHandle>,
+    sampler: Option<SamplerHandle>,
+}
+
+impl Attempt {
+    /// Nobody but the load speaks with the server any more.
+    fn hang_up(&mut self) {
+        self.waiting = None;
+        self.base_url.send_replace(None);
+        if let Some(sampler) = &self.sampler {
+            sampler.hang_up();
+        }
+    }
 }
 
 /// A task that ends when it is dropped.
@@ -258,10 +273,11 @@ impl Performer {
             base_url,
             closing,
             stop_load: watch::channel(false).0,
+            load_open: watch::channel(false).0,
             target: Arc::default(),
             waiting: None,
             _senses: senses,
-            _sampler: sampler,
+            sampler,
         });
         self.remember_gpu();
         Ok(())
@@ -340,6 +356,8 @@ impl Performer {
             benchmark_json: attempt.dir.benchmark_json(),
             benchmark_log: attempt.dir.benchmark_log(),
         };
+        let load_open = attempt.load_open.clone();
+        load_open.send_replace(true);
         // Not dropped with the attempt: a load that is told to stop still writes what it has.
         tokio::spawn(async move {
             let Some(target) = target.lock().await.clone() else { return };
@@ -347,7 +365,9 @@ impl Performer {
             let seed = run.plan.load.seed.wrapping_add(u64::from(number.saturating_sub(1)));
             let say = facts.clone();
             let emit = move |kind| drop(say.send(kind));
-            drop(facts.send(match driver::run(&target, &run.plan.load, seed, &files, stop, emit).await {
+            let result = driver::run(&target, &run.plan.load, seed, &files, stop, emit).await;
+            load_open.send_replace(false);
+            drop(facts.send(match result {
                 Ok(summary) => EventKind::LoadFinished { summary: Box::new(summary) },
                 Err(error) => EventKind::LoadFailed { error },
             }));
@@ -368,8 +388,7 @@ impl Performer {
 
     fn terminate(&mut self) {
         let Some(attempt) = &mut self.attempt else { return };
-        attempt.waiting = None;
-        attempt.base_url.send_replace(None);
+        attempt.hang_up();
         if let Some(keeper) = &attempt.keeper {
             let why = "stop the server in good order".to_owned();
             keeper.order(&Order::Signal { signal: 15, target: Target::Main, why });
@@ -381,11 +400,15 @@ impl Performer {
         let Some(attempt) = &mut self.attempt else {
             return self.say(EventKind::TreeGone { unkillable: Vec::new() });
         };
-        attempt.waiting = None;
-        attempt.base_url.send_replace(None);
+        attempt.hang_up();
         match &attempt.keeper {
             Some(keeper) => {
-                keeper.order(&Order::KillAll { why: "nothing of the server may be left".to_owned() })
+                let mut open = attempt.load_open.subscribe();
+                let closed = async move {
+                    drop(tokio::time::timeout(LOAD_CLOSES, open.wait_for(|open| !open)).await);
+                };
+                let why = "nothing of the server may be left".to_owned();
+                keeper.order_after(closed, &Order::KillAll { why });
             }
             None => {
                 let known = attempt.orphans.clone();

@@ -85,6 +85,17 @@ impl Keeper {
         }
     }
 
+    /// The same as soon as `first` has ended.
+    pub fn order_after(&self, first: impl Future<Output = ()> + Send + 'static, order: &Order) {
+        let orders = self.orders.clone();
+        if let Ok(bytes) = wire::encode(order) {
+            tokio::spawn(async move {
+                first.await;
+                drop(orders.send(bytes));
+            });
+        }
+    }
+
     /// The processes of the tree that live as far as was reported; what to give [`reap::kill_marked`] after
     /// `KeeperLost`.
     ///
