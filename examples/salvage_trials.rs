@@ -2,6 +2,7 @@
 //!
 //!     cargo run --release --example salvage_trials -- prefix TRACE.json...
 //!     cargo run --release --example salvage_trials -- damage ROUNDS TRACE.json...
+//!     cargo run --release --example salvage_trials -- compress LEVEL WORKERS TRACE.json
 //!     cargo run --release --example salvage_trials -- sample COUNT OUT_DIR TRACE.json...
 //!
 //! `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places.
@@ -14,7 +15,9 @@ use common::{rng, spans, text_per_prefix, zip};
 use rand::{Rng, RngExt};
 use serde::de::IgnoredAny;
 use std::collections::{BTreeMap, HashSet};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use varcas_guard::recovery::salvage::compress::GzipWriter;
 use varcas_guard::recovery::salvage::job::{self, Salvaged, Status};
 use varcas_guard::recovery::salvage::places;
 
@@ -34,6 +37,14 @@ fn main() {
             Path::new(&arguments[3]),
             &arguments[4..],
         ),
+        "compress" => {
+            let level = arguments[2].parse().expect("LEVEL is a number");
+            let workers = arguments[3].parse().expect("WORKERS is a number");
+            let text = std::fs::read(&arguments[4]).expect("the trace can be read");
+            let mut writer = GzipWriter::new(Vec::new(), level, workers).expect("memory takes it");
+            writer.write_all(&text).expect("memory takes it");
+            println!("{} bytes", writer.finish().expect("memory takes it").len());
+        }
         other => panic!("no trial is called {other}"),
     }
 }
@@ -50,7 +61,10 @@ fn salvage(path: &Path) -> (Salvaged, Option<Vec<u8>>) {
 
 /// The texts of the events of a salvaged trace, read with serde_json, and whether the whole is strict JSON.
 fn event_texts(output: &[u8]) -> Vec<&[u8]> {
-    serde_json::from_slice::<IgnoredAny>(output).expect("the output is strict JSON");
+    if let Err(error) = serde_json::from_slice::<IgnoredAny>(output) {
+        let line = output.split(|b| *b == b'\n').nth(error.line() - 1).unwrap_or_default();
+        panic!("the output is no strict JSON: {error}: {}", String::from_utf8_lossy(line));
+    }
     std::str::from_utf8(output).expect("the output is UTF-8");
     spans(output).into_iter().map(|span| &output[span]).collect()
 }
