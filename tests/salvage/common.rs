@@ -1,6 +1,8 @@
 //! What the salvage tests share: fixtures, an oracle that reads traces with another JSON parser, and a way to run the
 //! salvage over bytes.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up its stage must fail")]
+
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use flate2::{Compression, Decompress, FlushDecompress};

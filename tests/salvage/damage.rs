@@ -39,7 +39,7 @@ fn strangers<'o>(output: &'o Value, known: &HashSet<String>, record: &Salvaged) 
 fn known(text: &[u8]) -> HashSet<String> {
     spans(text)
         .into_iter()
-        .map(|span| serde_json::from_slice::<Value>(&text[span]).unwrap().to_string())
+        .map(|span| serde_json::from_slice::<Value>(&text[span]).expect("an event").to_string())
         .collect()
 }
 
@@ -158,6 +158,19 @@ fn a_broken_quote_does_not_swallow_fields() {
         let (record, output) = bench.one("q.pt.trace.json", text.replace(field, &flipped).as_bytes());
         assert_eq!((record.events_kept, record.events_dropped), (2, 1));
         assert!(events(&output.unwrap()).iter().all(|e| e["name"] == "good" || e["ph"] == "M"));
+    }
+}
+
+#[test]
+fn an_event_that_only_begins_like_its_neighbours_is_read_anew() {
+    let bench = Bench::new();
+    let many = format!("{GOOD},\n{GOOD},\n{GOOD}");
+    for (from, to) in [("\"good\"", "#good\""), ("\"pid\": 1", "\"pid\": #"), ("\"ts\": 1.5", "\"ts\": ,")] {
+        let broken = GOOD.replace(from, to);
+        let (record, output) =
+            bench.one("h.pt.trace.json", format!("{HEAD}{many},\n{broken},\n{many}\n  ]\n}}").as_bytes());
+        assert_eq!((record.events_kept, record.events_dropped), (6, 1), "{to}");
+        assert!(events(&output.unwrap()).iter().all(|event| event["name"] == "good" || event["ph"] == "M"));
     }
 }
 

@@ -46,7 +46,8 @@ fn an_empty_gzip_is_paired_with_the_temporary_file_of_its_process() {
 }
 
 fn read_pid(text: &[u8]) -> String {
-    serde_json::from_slice::<serde_json::Value>(&text[spans(text)[0].clone()]).unwrap()["pid"].to_string()
+    serde_json::from_slice::<serde_json::Value>(&text[spans(text)[0].clone()]).expect("an event")["pid"]
+        .to_string()
 }
 
 #[test]

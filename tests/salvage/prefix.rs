@@ -69,7 +69,7 @@ fn a_cut_at_any_byte_keeps_exactly_the_whole_events_of_torch_2_13() {
 }
 
 fn values(text: &[u8], spans: &[Range<usize>]) -> Vec<Value> {
-    spans.iter().map(|span| serde_json::from_slice(&text[span.clone()]).unwrap()).collect()
+    spans.iter().map(|span| serde_json::from_slice(&text[span.clone()]).expect("an event")).collect()
 }
 
 /// The output begins with the whole events in their order; between them only the other ends of arrows were put in, and

@@ -4,6 +4,7 @@
 
 pub mod compress;
 pub mod facts;
+pub mod habits;
 pub mod job;
 pub mod places;
 pub mod repair;

@@ -4,8 +4,9 @@
 //!
 //! Pure.
 
+use super::habits::Habits;
 use super::repair;
-use super::scan::{Cursor, ENTRY_DEPTH, EVENT_DEPTH, Event, Habits, Stop};
+use super::scan::{Cursor, ENTRY_DEPTH, EVENT_DEPTH, Event, Stop};
 use memchr::memmem;
 
 /// The largest event or entry that is kept whole. Kineto's reach some ten kilobytes.

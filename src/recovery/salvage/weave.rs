@@ -211,8 +211,13 @@ impl<W: Write> Sink for Weaver<'_, W> {
     #[inline]
     fn event(&mut self, event: &Event, text: &[u8]) {
         self.events += 1;
+        let phase = event.phase(text);
+        // A start goes before its end: readers sort by time, and both have the same.
+        if self.restore && phase == b'f' {
+            self.close_arrow(event, text);
+        }
         self.element(event.all.of(text));
-        if self.restore && matches!(event.phase(text), b's' | b'f') {
+        if self.restore && phase == b's' {
             self.close_arrow(event, text);
         }
     }
