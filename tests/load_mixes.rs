@@ -46,17 +46,17 @@ fn every_process_delivers_the_rate_it_was_asked_for() {
         Arrivals::Ramp { from: 5.0, to: 35.0 },
     ] {
         let name = arrivals.name();
-        let got = mean(&counts(arrivals, 10_000));
-        assert!((got / rate - 1.0).abs() < 0.03, "{name}: {got}");
+        let got = mean(&counts(arrivals, 3000));
+        assert!((got / rate - 1.0).abs() < 0.04, "{name}: {got}");
     }
 }
 
 #[test]
 fn processes_differ_in_the_way_they_are_named_for() {
     let rate = 20.0;
-    let spread = |arrivals| dispersion(&counts(arrivals, 10_000));
+    let spread = |arrivals| dispersion(&counts(arrivals, 4000));
     let poisson = spread(Arrivals::Poisson { rate });
-    assert!((poisson - 1.0).abs() < 0.06, "{poisson}");
+    assert!((poisson - 1.0).abs() < 0.09, "{poisson}");
     assert!(spread(Arrivals::Constant { rate }) < 0.01);
     // Gamma gaps of shape k: the counts of long intervals have a dispersion of 1/k.
     let gamma = spread(Arrivals::Gamma { rate, burstiness: 0.25 });
@@ -235,15 +235,15 @@ fn percentiles_are_those_of_numpy() {
 fn intervals_of_the_median_cover_the_truth_as_often_as_they_say() {
     use rand::{RngExt, SeedableRng};
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-    let covered = (0..200)
+    let covered = (0..100)
         .filter(|seed| {
             let sample = Sorted::new((0..100).map(|_| rng.random::<f64>()).collect());
             let [median] = bootstrap(&sample, [50.0], *seed).unwrap();
             median.low <= 0.5 && 0.5 <= median.high
         })
         .count();
-    // 95 % of 200 is 190; 4 standard deviations of a binomial are 12.
-    assert!((178..=200).contains(&covered), "{covered}");
+    // 4 standard deviations of a binomial around 95 are 9.
+    assert!((86..=100).contains(&covered), "{covered}");
     assert!(bootstrap(&Sorted::new(vec![1.0; 9]), [50.0], 1).is_none());
 }
 

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+#[path = "load_net/bench.rs"]
+mod bench;
 #[path = "load_net/driver.rs"]
 mod driver;
 #[path = "load_net/ready.rs"]

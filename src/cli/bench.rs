@@ -106,6 +106,9 @@ pub struct Args {
     /// Go on although the server sends no token counts
     #[arg(long)]
     pub without_usage: bool,
+    /// A larger share of failed requests makes the exit code 75
+    #[arg(long, default_value_t = 0.1)]
+    pub max_failure_share: f64,
     /// Name of an environment variable that holds the bearer token
     #[arg(long, value_name = "NAME")]
     pub api_key_env: Option<String>,
@@ -250,14 +253,18 @@ async fn bench(args: &Args) -> Result<Code, Failure> {
     let (summary, files) = one(args, schedule.map_err(usage)?, &target, &stop, &args.output).await?;
     print!("{}", read(&files.benchmark_log)?);
     println!("Folder: {}", args.output.display());
-    Ok(verdict(&summary))
+    Ok(verdict(&summary, args.max_failure_share))
 }
 
-/// 0 for a complete load in which something succeeded.
-fn verdict(summary: &BenchSummary) -> Code {
-    if !summary.is_complete {
+/// 0 for a complete load of which enough succeeded.
+fn verdict(summary: &BenchSummary, max_failure_share: f64) -> Code {
+    let lost = summary.progress.failed + summary.cancelled;
+    if STOPPED_BY.load(Ordering::SeqCst) != 0 {
         interrupted()
-    } else if summary.progress.completed == 0 {
+    } else if !summary.is_complete
+        || summary.progress.completed == 0
+        || lost as f64 > max_failure_share * summary.progress.sent as f64
+    {
         Code::AttemptsFailed
     } else {
         Code::Success
@@ -368,7 +375,7 @@ async fn sweep(
             summary.tpot_ms.p50, summary.progress.failed
         );
         if !summary.is_complete {
-            return Ok(interrupted());
+            return Ok(verdict(&summary, args.max_failure_share));
         }
         let lost = summary.progress.failed + summary.cancelled;
         if done < 0.9 * offered || lost * 100 > summary.progress.sent {

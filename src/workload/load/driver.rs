@@ -20,7 +20,7 @@ use super::wire::{Client, Endpoint, Seen};
 use crate::config::LoadPlan;
 use crate::event::{BenchSummary, EventKind};
 use crate::time::{instant_now, wall_now};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -31,6 +31,8 @@ use tokio::sync::{mpsc, watch};
 
 /// Time between two progress events.
 const TICK: Duration = Duration::from_secs(1);
+/// When nobody listens for this long, the server is gone: to go on would only count refused connections.
+const GONE_AFTER: Duration = Duration::from_secs(10);
 /// A timer of the streaming thread is watched this often to see how late it fires.
 const LAG_PROBE: Duration = Duration::from_millis(50);
 
@@ -150,6 +152,8 @@ struct Shared {
     recorder: Recorder,
     client: Client,
     limits: Limits,
+    /// Every request that ended since then was refused.
+    refused_since: Cell<Option<Duration>>,
     /// In a closed loop a request is meant to be sent when it can be.
     closed: bool,
 }
@@ -183,6 +187,7 @@ impl Job {
             client,
             limits: self.load.limits,
             closed,
+            refused_since: Cell::new(None),
         });
         let (shots, mut due) =
             mpsc::channel(if closed { 256 } else { self.load.schedule.requests.len().max(1) });
@@ -225,6 +230,12 @@ impl Job {
                 _ = tick.tick() => {
                     let progress = shared.tally.borrow().progress();
                     let _ = self.news.send(EventKind::LoadProgressed(progress));
+                    if let Some(since) = shared.refused_since.get()
+                        && instant_now().duration_since(start) >= since + GONE_AFTER
+                    {
+                        let at = &self.endpoint.authority;
+                        break Some(format!("nobody listens at {at} since {:.1} s", since.as_secs_f64()));
+                    }
                 }
                 () = probe.fired() => {}
                 () = until(drain_until) => break None,
@@ -253,6 +264,8 @@ impl Job {
 impl Shared {
     fn end(&self, record: Record) {
         self.open.borrow_mut().remove(&record.id);
+        let refused = record.fault.as_ref().is_some_and(|f| f.class == ErrorClass::ConnectRefused);
+        self.refused_since.set(refused.then(|| self.refused_since.get().unwrap_or(record.ended)));
         self.tally.borrow_mut().ended(&record);
         self.recorder.record(record);
     }
