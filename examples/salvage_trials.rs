@@ -7,8 +7,6 @@
 //!
 //! `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places.
 
-#![expect(clippy::unwrap_used, reason = "a trial that cannot prepare its ground has failed")]
-
 #[path = "../tests/salvage/common.rs"]
 #[expect(dead_code, reason = "the tests use the rest of it")]
 mod common;

@@ -104,11 +104,11 @@ fn finish_reason_and_usage_are_read_together_or_apart() {
     let usage = Usage { prompt_tokens: 3, completion_tokens: 2 };
     assert_eq!(
         interpret(br#"{"choices":[{"text":"x","finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#),
-        Meaning::Piece { text_bytes: 1, finish: Some(Finish::Stop), usage: Some(usage) }
+        Meaning::Piece { text_bytes: 1, has_text: true, finish: Some(Finish::Stop), usage: Some(usage) }
     );
     assert_eq!(
         interpret(br#"{"choices":[],"usage":{"prompt_tokens":3,"total_tokens":5,"completion_tokens":2}}"#),
-        Meaning::Piece { text_bytes: 0, finish: None, usage: Some(usage) }
+        Meaning::Piece { text_bytes: 0, has_text: false, finish: None, usage: Some(usage) }
     );
     assert_eq!(interpret(b"[DONE]"), Meaning::Done);
 }
@@ -225,4 +225,17 @@ proptest! {
         }
         let _ = interpret(&bytes);
     }
+}
+
+#[test]
+fn a_token_that_decodes_to_nothing_is_a_piece_of_a_completion_but_a_role_is_none_of_a_chat() {
+    let empty = |data: &[u8]| match interpret(data) {
+        Meaning::Piece { text_bytes: 0, has_text, .. } => has_text,
+        other => panic!("{other:?}"),
+    };
+    assert!(empty(br#"{"choices":[{"index":0,"text":"","finish_reason":null}],"usage":null}"#));
+    assert!(!empty(
+        br#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#
+    ));
+    assert!(!empty(br#"{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}"#));
 }

@@ -304,8 +304,9 @@ async fn send(shared: Rc<Shared>, shot: Shot) {
             match seen {
                 Seen::Head(status) => record.status = Some(status),
                 Seen::Event(Meaning::Done) => done = true,
-                Seen::Event(Meaning::Piece { text_bytes, finish, usage }) => {
-                    if text_bytes > 0 {
+                Seen::Event(Meaning::Piece { text_bytes, has_text, finish, usage }) => {
+                    // An empty text in the very last piece only says why the server stopped.
+                    if text_bytes > 0 || (has_text && finish.is_none()) {
                         let at = at.duration_since(start);
                         shared.tally.borrow_mut().piece(at, record.last);
                         record.piece(at);

@@ -179,6 +179,9 @@ pub enum Meaning {
     Piece {
         /// Bytes of text or reasoning in it; the first chat chunk with only a role has none.
         text_bytes: usize,
+        /// It carries a text of the completions endpoint, though maybe an empty one: a token can decode to nothing (half a
+        /// character, a special token), and `vllm bench serve` counts it as the first token all the same.
+        has_text: bool,
         /// Why the server stopped, in the last piece.
         finish: Option<Finish>,
         /// Token counts.
@@ -203,11 +206,18 @@ pub fn interpret(data: &[u8]) -> Meaning {
     let Some(choices) = chunk.choices else {
         // Not a completion: unless it carries the usage alone, nobody knows what it is.
         return match chunk.usage {
-            Some(usage) => Meaning::Piece { text_bytes: 0, finish: None, usage: Some(usage) },
+            Some(usage) => {
+                Meaning::Piece { text_bytes: 0, has_text: false, finish: None, usage: Some(usage) }
+            }
             None => Meaning::Unreadable,
         };
     };
-    Meaning::Piece { text_bytes: choices.text_bytes, finish: choices.finish, usage: chunk.usage }
+    Meaning::Piece {
+        text_bytes: choices.text_bytes,
+        has_text: choices.has_text,
+        finish: choices.finish,
+        usage: chunk.usage,
+    }
 }
 
 /// Reads an error body in the shapes that servers use: OpenAI's object, older vLLM's flat one, FastAPI's detail.
@@ -251,6 +261,7 @@ struct Chunk {
 #[derive(Default)]
 struct Choices {
     text_bytes: usize,
+    has_text: bool,
     finish: Option<Finish>,
 }
 
@@ -347,6 +358,7 @@ impl<'de> Deserialize<'de> for Choices {
                 while let Some(choice) = seq.next_element::<Choice>()? {
                     let bytes = |word: &Word<Bytes>| word.0.as_ref().map_or(0, |b| b.0);
                     all.text_bytes += bytes(&choice.text);
+                    all.has_text |= choice.text.0.is_some();
                     if let Some(delta) = &choice.delta {
                         all.text_bytes +=
                             bytes(&delta.content) + bytes(&delta.reasoning_content) + bytes(&delta.reasoning);
