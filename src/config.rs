@@ -1,4 +1,4 @@
-//! guard.toml and flags become one validated [`Plan`]; after that nobody looks at flags again.
+//! guard.toml and flags become one validated `Plan`; after that nobody looks at flags again.
 
 pub mod file;
 pub mod settings;

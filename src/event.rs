@@ -1,8 +1,8 @@
-//! The vocabulary. Everything that happens in a run is an [`Event`]; the journal, the console, the verdict, the report
+//! The vocabulary. Everything that happens in a run is an `Event`; the journal, the console, the verdict, the report
 //! and the tests are made from events and from nothing else.
 //!
 //! An event is either a *fact* that an edge saw or did, or a *conclusion* of the pure machine. A replay feeds the
-//! facts to the machine again and must reach the same conclusions ([`EventKind::is_fact`]).
+//! facts to the machine again and must reach the same conclusions (`EventKind::is_fact`).
 
 mod finding;
 mod measured;

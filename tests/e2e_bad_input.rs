@@ -75,6 +75,37 @@ fn a_port_that_is_taken_is_refused_with_the_name_of_its_holder() {
 }
 
 #[test]
+fn a_refused_run_says_what_to_do_and_its_folder_may_be_given_again() {
+    let place = Place::new();
+    let port = place.port.to_string();
+    let args = ["run", "--server", "sim", "--port", &port, "--quiet", "out"];
+    let taken = TcpListener::bind(("127.0.0.1", place.port)).unwrap();
+    for times in 1..=2 {
+        let answer = place.ask(&args);
+        assert_eq!(answer.code, Some(69), "{answer:?}");
+        assert!(answer.err.contains("error: port") && answer.err.contains("hint: "), "{}", answer.err);
+        assert_eq!(place.path("out/refused-1/report.md").exists(), times == 2);
+    }
+    drop(taken);
+    let config = place.config(FAST, "retries = 0\n");
+    let config = config.to_string_lossy();
+    let answer = place.ask(&[
+        "run",
+        "--server",
+        "sim",
+        "--port",
+        &port,
+        "--duration",
+        "2s",
+        "--config",
+        &config,
+        "out",
+    ]);
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert!(place.path("out/refused-2/events.jsonl").exists());
+}
+
+#[test]
 fn a_model_folder_that_does_not_exist_is_refused() {
     let place = Place::new();
     let port = place.port.to_string();

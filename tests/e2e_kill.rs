@@ -139,6 +139,9 @@ fn assert_keeper_told(done: &Finished, place: &Place) {
     assert_eq!(report.code, Some(0), "{}", report.err);
     let report: serde_json::Value = serde_json::from_str(&report.out).unwrap();
     assert_eq!(report["outcome"], "interrupted", "{report:#}");
+    let written = std::fs::read_to_string(place.path("out/report.json")).unwrap();
+    let written: serde_json::Value = serde_json::from_str(&written).unwrap();
+    assert_eq!(written, report, "the keeper wrote the report, because nobody else was left to");
     assert_eq!(report["left_behind"], serde_json::json!([]), "{report:#}");
 }
 

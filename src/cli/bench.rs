@@ -28,7 +28,7 @@ pub struct Args {
     /// Model to ask for; the first one the server lists, if not given
     #[arg(long)]
     pub model: Option<String>,
-    /// What is asked: mixed, chat, rag, code, or a TOML file with [[workload]] tables
+    /// What is asked: mixed, chat, rag, code, or a TOML file with `workload` tables
     #[arg(long, default_value = "mixed")]
     pub mix: String,
     /// When requests are sent

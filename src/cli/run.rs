@@ -5,10 +5,10 @@ use super::report;
 use crate::config::Plan;
 use crate::console::lines::{Lines, Style};
 use crate::error::{Context, ExitCode, Failure};
-use crate::event::{Check, Event, EventKind, Severity};
+use crate::event::{Check, Event, EventKind, Outcome, Severity};
 use crate::recovery::report::model::Report;
 use crate::supervisor::dispatcher::{Dispatcher, Sink};
-use crate::supervisor::journal::Journal;
+use crate::supervisor::journal::{self, Journal};
 use crate::supervisor::layout::{RunDir, SEED_NAMES};
 use crate::supervisor::performer::Run;
 use crate::supervisor::run_id::RunId;
@@ -61,6 +61,12 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
         eprintln!("{failure}");
     }
     report::write(&dir, &report)?;
+    for check in report.attempts.iter().flat_map(|attempt| &attempt.checks) {
+        if code == ExitCode::Refused.code() && check.severity == Severity::Refuse {
+            let failure = Failure::new(ExitCode::Refused, &check.saw);
+            eprintln!("{}", failure.hint(check.hint.clone().unwrap_or_default()));
+        }
+    }
     if style == Style::Plain {
         farewell(&dir, &report);
     }
@@ -149,9 +155,35 @@ fn claim(dir: &RunDir) -> Result<File, Failure> {
     };
     std::fs::create_dir_all(dir.root()).map_err(refused)?;
     match os::try_lock(&dir.lock()).map_err(refused)? {
-        Some(lock) => Ok(lock),
+        Some(lock) => {
+            put_refused_aside(dir).map_err(refused)?;
+            Ok(lock)
+        }
         None => Err(live(dir.root())),
     }
+}
+
+/// A run that the preflight refused started nothing, so the same folder may be given again; its report moves aside.
+fn put_refused_aside(dir: &RunDir) -> std::io::Result<()> {
+    if !dir.journal().exists() {
+        return Ok(());
+    }
+    let free = (1..).map(|n| dir.root().join(format!("refused-{n}"))).find(|path| !path.exists());
+    let aside = free.unwrap_or_else(|| dir.root().join("refused"));
+    std::fs::create_dir(&aside)?;
+    for path in [dir.journal(), dir.guard_log(), dir.report_json(), dir.report_md()] {
+        if let Some(name) = path.file_name().filter(|_| path.exists()) {
+            std::fs::rename(&path, aside.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn was_refused(dir: &RunDir) -> bool {
+    let refused =
+        |event: &Event| matches!(&event.kind, EventKind::RunFinished { outcome: Outcome::Refused, .. });
+    !dir.attempt(1).root().exists()
+        && journal::read(&dir.journal()).is_ok_and(|read| read.events.last().is_some_and(refused))
 }
 
 fn live(root: &Path) -> Failure {
@@ -177,7 +209,7 @@ pub fn output_check(root: &Path) -> Check {
             "give another OUTPUT_DIR",
         );
     }
-    if dir.journal().exists() || dir.attempt(1).root().exists() {
+    if (dir.journal().exists() || dir.attempt(1).root().exists()) && !was_refused(&dir) {
         let saw = format!("{} holds an older run, which is not overwritten", root.display());
         return refuse(saw, "give another OUTPUT_DIR, or move the old one away");
     }

@@ -2,7 +2,7 @@
 //! anybody tries varcas-guard on a laptop, and what the tests run against.
 //!
 //! `varcas-guard __sim` stands where `python -m vllm.entrypoints.openai.api_server` stands and takes the same arguments.
-//! How fast it is and what goes wrong in it comes from the environment variable `VARCAS_SIM` ([`knobs`], [`fault`]). The
+//! How fast it is and what goes wrong in it comes from the environment variable `VARCAS_SIM` (`knobs.rs`, `fault.rs`). The
 //! real server's observable contract was recorded from vLLM 0.15.1 on a CPU (`tests/fixtures/vllm-0.15.1`).
 
 mod api;
