@@ -87,12 +87,14 @@ fn a_refused_run_says_what_to_do_and_its_folder_may_be_given_again() {
         assert_eq!(place.path("out/refused-1/report.md").exists(), times == 2);
     }
     drop(taken);
-    let config = place.config(FAST, "retries = 0\n");
+    let config = place.config(FAST, "");
     let config = config.to_string_lossy();
     let answer = place.ask(&[
         "run",
         "--server",
         "sim",
+        "--retries",
+        "0",
         "--port",
         &port,
         "--duration",
