@@ -10,7 +10,7 @@ mod signal;
 mod window;
 pub mod words;
 
-pub use finding::{Finding, Gravity, HangKind, Suspicion, SuspicionStep};
+pub use finding::{Clue, Evidence, Finding, Gravity, HangKind, Suspicion, SuspicionStep};
 pub use measured::{
     BenchSummary, EngineSample, GpuSample, Latency, LoadProgress, ProcSample, Reading, WorkloadSummary,
 };
@@ -492,8 +492,22 @@ pub enum EventKind {
 
     /// A log line that a rule knows.
     Finding(Finding),
-    /// A standstill began, became surer, or ended.
-    Suspicion(Suspicion),
+    /// The system says something about a failure.
+    Clue(Clue),
+    /// A one-token request was sent because nothing moved.
+    Probed {
+        /// Why there was no answer; none when there was one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+        /// How long it took.
+        #[serde(with = "secs")]
+        took: Duration,
+    },
+    /// What could be saved before the kill.
+    EvidenceSaved {
+        /// Every piece, also those that could not be had.
+        items: Vec<Evidence>,
+    },
     /// Room on the disk and what our files take of it, in bytes.
     DiskSampled {
         /// Free on the filesystem of the run folder.
@@ -515,6 +529,8 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none", with = "opt_secs")]
         budget: Option<Duration>,
     },
+    /// A standstill began, became surer, or ended.
+    Suspicion(Suspicion),
     /// The attempt is lost, won or stopped; cleaning up follows.
     AttemptEnding(Ending),
     /// The attempt is closed.
@@ -551,6 +567,7 @@ impl EventKind {
             self,
             Self::AttemptStarted {}
                 | Self::PhaseEntered { .. }
+                | Self::Suspicion(_)
                 | Self::AttemptEnding(_)
                 | Self::AttemptEnded(_)
                 | Self::Decided { .. }

@@ -1,5 +1,6 @@
 //! What the log rules and the sense for standstills say.
 
+use super::ProcId;
 use crate::time::secs;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -112,4 +113,40 @@ pub struct Suspicion {
     pub patience: Duration,
     /// What was seen, in words.
     pub reasons: Vec<String>,
+}
+
+/// Something that the system, and not the server, says about a failure: the kernel killed a process for want of memory, a
+/// GPU reported an error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clue {
+    /// The class it speaks for, as in [`Finding::cause`].
+    pub cause: String,
+    /// The process it is about, if it names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proc: Option<ProcId>,
+    /// Concluded from circumstances, because no source says it.
+    #[serde(default)]
+    pub inferred: bool,
+    /// Who says so: `cgroup memory.events`, `/dev/kmsg`, `NVML`.
+    pub source: String,
+    /// What it says.
+    pub text: String,
+}
+
+/// A piece of evidence that was asked for before a kill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// What it is: `processes`, `stacks of pid 7`, `gpus`, ...
+    pub what: String,
+    /// Its file inside the attempt's `evidence/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Size of the file.
+    pub bytes: u64,
+    /// How long it took.
+    #[serde(with = "secs")]
+    pub took: Duration,
+    /// Why there is none, or not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }

@@ -84,6 +84,17 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
             format!("standstill {:?}: {:?} for {} of {}", s.step, s.kind, human(s.still), human(s.patience))
                 .to_lowercase()
         }
+        EventKind::Clue(clue) => {
+            format!("{}: {}{}", clue.source, clue.text, if clue.inferred { " (inferred)" } else { "" })
+        }
+        EventKind::Probed { error: None, took } => {
+            format!("a request for one token was answered after {}", human(*took))
+        }
+        EventKind::Probed { error: Some(error), .. } => format!("a request for one token failed: {error}"),
+        EventKind::EvidenceSaved { items } => {
+            let saved = items.iter().filter(|item| item.file.is_some()).count();
+            format!("saved {saved} of {} pieces of evidence", items.len())
+        }
         EventKind::KeeperStarted { .. }
         | EventKind::DiskSampled { .. }
         | EventKind::ProcessSeen { .. }

@@ -139,7 +139,8 @@ impl Machine {
             | EventKind::GpusSampled(_)
             | EventKind::DiskSampled { .. }
             | EventKind::Finding(_)
-            | EventKind::Suspicion(_)
+            | EventKind::Clue(_)
+            | EventKind::Probed { .. }
             | EventKind::ProcessSeen { .. }
             | EventKind::SignalSent { .. }
             | EventKind::Window(_)
