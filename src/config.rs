@@ -1,7 +1,10 @@
 //! guard.toml and flags become one validated `Plan`; after that nobody looks at flags again.
 
 pub mod file;
+mod health;
 pub mod settings;
+
+pub use health::{HealthPlan, OnHang, Patience};
 
 use crate::error::{ExitCode, Failure};
 use crate::time::{opt_secs, secs};
@@ -45,6 +48,9 @@ pub struct Plan {
     pub profile: ProfilePlan,
     /// The benchmark.
     pub load: LoadPlan,
+    /// How the server is watched.
+    #[serde(default)]
+    pub health: HealthPlan,
     /// Budgets.
     pub budgets: Budgets,
     /// Pauses between attempts.
@@ -117,9 +123,6 @@ pub struct Budgets {
     /// All warm-up requests together.
     #[serde(with = "secs")]
     pub warmup: Duration,
-    /// Nothing moved while requests were open.
-    #[serde(with = "secs")]
-    pub stall: Duration,
     /// Request to close until every window is closed.
     #[serde(with = "secs")]
     pub flush: Duration,
@@ -174,11 +177,11 @@ impl Default for Plan {
                 max_failure_share: 0.1,
                 warmup_requests: 3,
             },
+            health: HealthPlan::default(),
             budgets: Budgets {
                 startup: Duration::from_secs(1800),
                 warmup: Duration::from_secs(600),
-                stall: Duration::from_secs(180),
-                flush: Duration::from_secs(120),
+                flush: Duration::from_secs(1800),
                 stop: Duration::from_secs(30),
                 drain: Duration::from_secs(60),
                 run: None,

@@ -140,8 +140,6 @@ impl fmt::Display for Phase {
 pub enum Timer {
     /// The budget of the phase is spent.
     Phase,
-    /// Nothing has moved for as long as the plan allows while work was pending.
-    Stall,
     /// `--deadline` for the whole run.
     Run,
     /// The pause between two attempts is over.

@@ -112,7 +112,8 @@ fn after_a_crash_at_the_start_the_second_attempt_brings_the_result() {
 fn a_hang_in_the_first_attempt_does_not_take_the_second() {
     let place = Place::new();
     let knobs = format!("{FAST},fault=hang@step:60,only_attempt=1");
-    let config = place.config(&knobs, &format!("{WINDOWS}[budgets]\nstall = \"2s\"\n"));
+    let config =
+        place.config(&knobs, &format!("{WINDOWS}[patience]\nsuspect-after = \"1s\"\nidle = \"2s\"\n"));
     let done = place.run("out", &config, &["--retries", "1"]).wait();
     assert_second_try_worked(&done, &place, Outcome::Hang);
     // The guard hung up before it killed, so the second server need not wait a minute for the port.

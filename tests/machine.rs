@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 use std::time::Duration;
-use varcas_guard::config::{Plan, ProfileMode};
+use varcas_guard::config::{OnHang, Plan, ProfileMode};
 use varcas_guard::event::{
-    BenchSummary, Check, EngineSample, EventKind, ExitHow, LoadProgress, Outcome, Phase, ProcId, Reading,
-    ServerFacts, Severity, Timer, Trace,
+    BenchSummary, Check, EngineSample, EventKind, ExitHow, Finding, Gravity, HangKind, LoadProgress, Outcome,
+    Phase, ProcId, ProcSample, Reading, ServerFacts, Severity, SuspicionStep, Timer, Trace,
 };
 use varcas_guard::supervisor::machine::Machine;
 use varcas_guard::supervisor::state::Action;
@@ -110,11 +110,57 @@ impl Driven {
         driven
     }
 
+    /// Whatever asks for evidence gets an empty answer at once.
     fn give(&mut self, kind: EventKind) -> &mut Self {
+        self.give_only(kind);
+        if self.last.iter().any(|action| matches!(action, Action::SaveEvidence { .. })) {
+            let before = std::mem::take(&mut self.last);
+            self.give_only(EventKind::EvidenceSaved { items: vec![] });
+            self.last.splice(0..0, before);
+        }
+        self
+    }
+
+    fn give_only(&mut self, kind: EventKind) -> &mut Self {
         self.clock.advance(Duration::from_millis(10));
         self.last = self.machine.step(self.clock.now(), &kind);
         self.all.extend(self.last.clone());
         self
+    }
+
+    /// Seconds in which the engine's process is in this state and nothing else is seen to happen but what is given.
+    fn stand(&mut self, seconds: u64, state: char, each: impl Fn(u64) -> Option<EventKind>) -> u64 {
+        let phase = self.machine.phase();
+        for second in 0..seconds {
+            self.clock.advance(Duration::from_millis(980));
+            let sample = ProcSample {
+                proc: proc(11),
+                ppid: 10,
+                comm: "VLLM::EngineCore".into(),
+                state,
+                cpu_s: 1.0,
+                rss: 1 << 30,
+                threads: 4,
+            };
+            self.give(EventKind::ProcessesSampled { processes: vec![sample] });
+            if let Some(kind) = each(second).filter(|_| self.machine.phase() == phase) {
+                self.give(kind);
+            }
+            if self.machine.phase() != phase {
+                return second + 1;
+            }
+        }
+        seconds
+    }
+
+    fn suspicions(&self) -> Vec<(SuspicionStep, HangKind)> {
+        self.all
+            .iter()
+            .filter_map(|action| match action {
+                Action::Conclude(EventKind::Suspicion(s)) => Some((s.step, s.kind)),
+                _ => None,
+            })
+            .collect()
     }
 
     fn give_all(&mut self, kinds: impl IntoIterator<Item = EventKind>) -> &mut Self {
@@ -262,49 +308,125 @@ fn attempts_end_when_the_retries_are_spent_and_the_code_is_75() {
 }
 
 #[test]
-fn a_stall_is_declared_only_while_requests_are_open_and_nothing_moves() {
+fn while_the_engine_counts_a_silent_client_is_no_hang() {
     let mut run = Driven::measuring(plan());
     run.give(progress(0, 4));
-    for n in 1..50 {
-        run.clock.advance(plan().budgets.stall / 2);
-        if n % 2 == 0 {
-            run.give(progress(n, 4));
-        } else {
-            // The client sees nothing, but the engine still counts: a long prefill, not a hang.
-            #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-            let sample = EngineSample { prompt_tokens: n as f64, ..EngineSample::default() };
-            run.give(EventKind::EngineSampled(Reading::Value(sample)));
-        }
-        if run.machine.next_deadline().expect("one").1 == Timer::Phase {
-            return; // the planned end of the load is nearer than a stall could be
-        }
-        assert!(run.machine.next_deadline().expect("one").0 > run.clock.now().mono, "round {n}");
+    // The client sees nothing, but the engine still counts: a long prefill.
+    let stood = run.stand(230, 'S', |second| {
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let sample = EngineSample { prompt_tokens: second as f64, ..EngineSample::default() };
+        Some(EventKind::EngineSampled(Reading::Value(sample)))
+    });
+    assert_eq!(stood, 230);
+    assert!(!run.suspicions().iter().any(|(step, _)| *step == SuspicionStep::Act), "{:?}", run.suspicions());
+}
+
+/// Frozen counters, an open request.
+fn frozen(_: u64) -> Option<EventKind> {
+    Some(EventKind::EngineSampled(Reading::Value(EngineSample { running: 4.0, ..EngineSample::default() })))
+}
+
+#[test]
+fn nothing_moving_while_requests_are_open_is_a_hang_with_a_name() {
+    for (state, kind) in [('T', HangKind::Stopped), ('S', HangKind::GpuIdleHostIdle)] {
+        let mut run = Driven::measuring(plan());
+        run.give(progress(5, 4));
+        let stood = run.stand(100, state, frozen);
+        assert!((58..=63).contains(&stood), "{kind}: after {stood} s {:?}", run.suspicions());
+        assert_eq!(run.ending(), (Outcome::Hang, Phase::Measuring));
+        assert!(run.did(&Action::StopLoad) && run.did(&Action::KillAll));
+        // Frozen counters and the look of the processes are two sources at once.
+        let steps = [SuspicionStep::Confirmed, SuspicionStep::Act];
+        let mut told = run.suspicions();
+        told.dedup();
+        assert!(steps.iter().all(|step| told.contains(&(*step, kind))), "{told:?}");
     }
 }
 
 #[test]
-fn nothing_moving_while_requests_are_open_is_a_hang() {
+fn where_the_counters_are_silent_a_request_for_one_token_is_the_second_source() {
+    let mut run = Driven::measuring(plan());
+    run.give(progress(5, 4));
+    let failed = EventKind::Probed { error: Some("no answer".into()), took: Duration::from_secs(10) };
+    let stood = run.stand(100, 'S', |second| (second == 20).then(|| failed.clone()));
+    assert!(run.all.contains(&Action::Probe));
+    assert!((58..=63).contains(&stood), "after {stood} s {:?}", run.suspicions());
+
+    let mut run = Driven::measuring(plan());
+    run.give(progress(5, 4));
+    let answered = EventKind::Probed { error: None, took: Duration::from_secs(1) };
+    let stood = run.stand(100, 'S', |second| (second % 20 == 0).then(|| answered.clone()));
+    assert_eq!(stood, 100, "who answers lives");
+}
+
+#[test]
+fn an_observer_records_a_hang_and_kills_nothing() {
     let mut plan = plan();
-    plan.budgets.stall = Duration::from_secs(60);
+    plan.health.on_hang = OnHang::Observe;
     let mut run = Driven::measuring(plan);
     run.give(progress(5, 4));
-    assert_eq!(run.wait(), Timer::Stall);
-    assert_eq!(run.ending(), (Outcome::Hang, Phase::Measuring));
-    assert!(run.did(&Action::KillAll));
+    assert_eq!(run.stand(120, 'T', frozen), 120);
+    assert!(run.suspicions().contains(&(SuspicionStep::Act, HangKind::Stopped)));
 }
 
 #[test]
 fn idle_with_nothing_open_pauses_the_clock() {
-    let mut plan = plan();
-    plan.budgets.stall = Duration::from_secs(10);
-    let mut run = Driven::measuring(plan);
+    let mut run = Driven::measuring(plan());
     run.give(progress(5, 0));
-    assert_eq!(run.machine.next_deadline().expect("one").1, Timer::Phase);
-    run.clock.advance(Duration::from_secs(100));
+    assert_eq!(run.stand(150, 'S', |_| None), 150);
+    assert_eq!(run.suspicions(), []);
     run.give(progress(5, 1));
-    let (at, timer) = run.machine.next_deadline().expect("one");
-    assert_eq!(timer, Timer::Stall);
-    assert!(at > run.clock.now().mono + Duration::from_secs(9), "the clock starts when a request is open");
+    let stood = run.stand(90, 'S', frozen);
+    assert!((58..=63).contains(&stood), "the clock starts when a request is open: {stood} s");
+}
+
+#[test]
+fn a_kill_waits_for_the_evidence_but_not_for_ever() {
+    let mut run = Driven::measuring(plan());
+    run.give_only(exited("VLLM::EngineCore", false));
+    assert!(run.last.contains(&Action::SaveEvidence { within: Duration::from_secs(3) }));
+    assert!(!run.did(&Action::KillAll));
+    assert_eq!(run.machine.phase(), Phase::Draining);
+    assert_eq!(run.wait(), Timer::Phase);
+    assert!(run.did(&Action::StopLoad) && run.did(&Action::KillAll));
+
+    let mut run = Driven::measuring(plan());
+    run.give_only(exited("VLLM::EngineCore", false));
+    run.give(EventKind::SignalReceived { signal: 2 });
+    run.give(EventKind::SignalReceived { signal: 2 });
+    assert!(run.did(&Action::KillAll), "whoever asks twice does not want evidence");
+}
+
+fn line(gravity: Gravity, cause: &str, number: u64) -> EventKind {
+    EventKind::Finding(Finding {
+        rule: cause.into(),
+        cause: cause.into(),
+        gravity,
+        line: number,
+        offset: 0,
+        text: format!("what {cause} looks like"),
+        count: 1,
+        outranks: vec![],
+    })
+}
+
+#[test]
+fn a_fatal_line_ends_the_attempt_at_once_and_the_ending_quotes_the_line_that_knows_why() {
+    let mut run = Driven::measuring(plan());
+    run.give(line(Gravity::Suspect, "kineto-thread-mismatch", 3));
+    assert_eq!(run.machine.phase(), Phase::Measuring, "alone it kills nothing");
+    run.give(line(Gravity::Consequence, "x", 4));
+    assert_eq!(run.machine.phase(), Phase::Measuring);
+    run.give(line(Gravity::Fatal, Finding::ENGINE_DEAD, 5));
+    assert!(run.did(&Action::KillAll));
+    assert_eq!(run.ending(), (Outcome::Crash, Phase::Measuring));
+    run.give(line(Gravity::Fatal, "cuda-oom", 6)).give(finished(5, 4, false)).clean_up(0);
+    let ended = run.all.iter().find_map(|action| match action {
+        Action::Conclude(EventKind::AttemptEnded(ending)) => Some(ending.reason.clone()),
+        _ => None,
+    });
+    let ended = ended.expect("an ending");
+    assert!(ended.starts_with("log line 5: ") && ended.contains("log line 6: what cuda-oom"), "{ended}");
 }
 
 #[test]
@@ -376,7 +498,7 @@ fn a_server_that_dies_while_its_windows_are_closed_cannot_take_the_result_away()
     run.clean_up(2);
     assert_eq!(run.exit_code(), Some(0));
     let text = format!("{:?}", run.all);
-    assert!(text.contains("afterwards VLLM::EngineCor"), "the report must say so");
+    assert!(text.contains("afterwards, VLLM::EngineCor"), "the report must say so");
 }
 
 #[test]
@@ -421,7 +543,7 @@ fn any_input() -> impl Strategy<Value = EventKind> {
         (0..2usize).prop_map(traces),
         (0..90u64).prop_map(|s| EventKind::BackoffDrawn { delay: Duration::from_secs(s) }),
         prop_oneof![Just(2), Just(15), Just(1)].prop_map(|signal| EventKind::SignalReceived { signal }),
-        prop_oneof![Just(Timer::Phase), Just(Timer::Stall), Just(Timer::Run), Just(Timer::Backoff)]
+        prop_oneof![Just(Timer::Phase), Just(Timer::Run), Just(Timer::Backoff)]
             .prop_map(|timer| EventKind::TimerFired { timer }),
         Just(started(plan())),
     ]

@@ -346,7 +346,10 @@ fn a_real_vllm_leaves_whole_windows_and_sigterm_in_the_middle_of_one_loses_none(
     let (found, problems) = collect(&server.traces);
     assert_eq!(problems, [""; 0]);
     assert_eq!(found.len(), closed(&server.index()));
-    assert!(found.len() >= 5 && found.iter().all(|trace| trace.events > 100), "{found:?}");
+    assert!(found.len() >= 5, "{found:?}");
+    // The last window may hold a single step.
+    let rich = |trace: &Trace| trace.events > 100 || trace.steps.is_some_and(|steps| steps < 5);
+    assert!(found.iter().all(|trace| trace.events > 0 && rich(trace)), "{found:?}");
     python_loads(&python, &server.traces, &found);
     let log = fs::read_to_string(&server.log).unwrap();
     assert!(

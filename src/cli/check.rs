@@ -1,6 +1,6 @@
 //! `varcas-guard check`: the preflight alone.
 
-use super::options::{Options, environment, runtime};
+use super::options::{Options, environment, rules, runtime};
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Severity};
 use crate::health::nvml::NvmlSource;
@@ -20,6 +20,7 @@ pub struct Args {
 /// Runs it.
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let plan = args.options.plan()?;
+    rules(&plan)?;
     let mut gpu = NvmlSource::start().context("start the thread that asks the GPUs")?;
     let env = environment();
     let (mut checks, server) = runtime()?.block_on(preflight::check(&plan, &env, &mut gpu, Leftovers::Tell));

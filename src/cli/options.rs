@@ -2,6 +2,7 @@
 
 use crate::config::{Given, Plan, plan};
 use crate::error::{ExitCode, Failure};
+use crate::health::log_rules::Rules;
 use crate::supervisor::{layout, preflight};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,6 +33,12 @@ pub struct Options {
     /// Record profiler windows inside the worker, or nothing: windows or off [default: windows]
     #[arg(long, value_name = "MODE")]
     pub profile: Option<String>,
+    /// What follows when the server has stood still for too long: kill, or observe [default: kill]
+    #[arg(long, value_name = "WHAT")]
+    pub on_hang: Option<String>,
+    /// Further rules for lines of the server's log (see the README)
+    #[arg(long, value_name = "FILE")]
+    pub rules: Option<String>,
     /// Settings file; without it ./guard.toml is read if it exists. Flags win
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -63,6 +70,8 @@ impl Options {
             ("server.kind", &self.server),
             ("server.python", &self.python),
             ("profile.mode", &self.profile),
+            ("health.on-hang", &self.on_hang),
+            ("health.rules", &self.rules),
             ("budgets.startup", &self.startup_timeout),
             ("budgets.run", &self.deadline),
         ];
@@ -87,6 +96,11 @@ impl Options {
         {
             plan.server.model = path.to_string_lossy().into_owned();
         }
+        if let Some(rules) = &mut plan.health.rules
+            && let Ok(path) = std::path::absolute(&*rules)
+        {
+            *rules = path;
+        }
         if plan.server.python.is_relative() {
             let name = plan.server.python.to_string_lossy().into_owned();
             if let Some(found) = preflight::find_program(&name) {
@@ -95,6 +109,17 @@ impl Options {
         }
         Ok(plan)
     }
+}
+
+/// The rules for the server's log: the built-in ones and those of the user.
+pub fn rules(plan: &Plan) -> Result<Rules, Failure> {
+    let file = plan.health.rules.as_ref().map(read).transpose()?;
+    let files: Vec<(&str, &str)> = file.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    Rules::load(&files).map_err(|errors| Failure {
+        exit: ExitCode::Usage,
+        problems: errors.iter().map(ToString::to_string).collect(),
+        hint: None,
+    })
 }
 
 fn read(path: &PathBuf) -> Result<(String, String), Failure> {

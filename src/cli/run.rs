@@ -1,11 +1,12 @@
 //! `varcas-guard run`: from a plan to an exit code.
 
-use super::options::{Options, environment, runtime};
+use super::options::{Options, environment, rules, runtime};
 use super::report;
 use crate::config::Plan;
 use crate::console::lines::{Lines, Style};
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Event, EventKind, Outcome, Severity};
+use crate::health::log_rules::Rules;
 use crate::recovery::report::model::Report;
 use crate::supervisor::dispatcher::{Dispatcher, Sink};
 use crate::supervisor::journal::{self, Journal};
@@ -41,6 +42,7 @@ pub struct Args {
 /// Runs it.
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let plan = args.options.plan()?;
+    let rules = Arc::new(rules(&plan)?);
     let exe = std::env::current_exe().context("find this program's own file")?;
     if args.dry_run {
         return dry_run(&plan, &exe, args.json);
@@ -55,7 +57,7 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
         _ => Style::Plain,
     };
     let id = RunId::new(&jiff::ZonedDateTime::now());
-    let code = go(&plan, &dir, id, exe, style)?;
+    let code = go(&plan, &dir, id, exe, rules, style)?;
     let report = report::of_run(&dir)?;
     if let Err(failure) = link(&dir, &report) {
         eprintln!("{failure}");
@@ -73,7 +75,14 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     Ok(ProcessExit::from(code))
 }
 
-fn go(plan: &Plan, dir: &RunDir, id: RunId, exe: PathBuf, style: Style) -> Result<u8, Failure> {
+fn go(
+    plan: &Plan,
+    dir: &RunDir,
+    id: RunId,
+    exe: PathBuf,
+    rules: Arc<Rules>,
+    style: Style,
+) -> Result<u8, Failure> {
     let clock = SystemClock::new();
     let journal =
         Journal::create(&dir.journal()).context(format_args!("create {}", dir.journal().display()))?;
@@ -83,7 +92,7 @@ fn go(plan: &Plan, dir: &RunDir, id: RunId, exe: PathBuf, style: Style) -> Resul
         guard: proc::own_id(),
         plan: Box::new(plan.clone()),
     };
-    let run = Arc::new(Run { plan: plan.clone(), dir: dir.clone(), id, exe, env: environment() });
+    let run = Arc::new(Run { plan: plan.clone(), dir: dir.clone(), id, exe, env: environment(), rules });
     let mut console = Console { lines: Lines::new(stdout(), style) };
     let mut log = Log;
     runtime()?.block_on(async {

@@ -1,7 +1,7 @@
 //! Every setting once: its key in guard.toml, its flag, its type, and where it goes in the [`Plan`]. The file reader, the
 //! flags, the error messages and the reference in the documentation all come from this table.
 
-use super::{Plan, ProfileMode, ServerKind};
+use super::{OnHang, Plan, ProfileMode, ServerKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -166,6 +166,104 @@ pub const SETTINGS: &[Setting] = &[
         "requests before the measurement",
     ),
     setting(
+        "health.on-hang",
+        Some("--on-hang"),
+        Kind::Choice(&["kill", "observe"], |p, v| {
+            p.health.on_hang = if v == "observe" { OnHang::Observe } else { OnHang::Kill };
+        }),
+        "what follows when patience is over: kill, or observe (record it and go on)",
+    ),
+    setting(
+        "health.rules",
+        Some("--rules"),
+        Kind::Text(|p, v| p.health.rules = Some(PathBuf::from(v))),
+        "a file with further rules for lines of the server's log",
+    ),
+    setting(
+        "patience.suspect-after",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.suspect_after = v),
+        "before this nothing is said",
+    ),
+    setting(
+        "patience.stopped",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.stopped = v),
+        "a process is stopped by a signal",
+    ),
+    setting(
+        "patience.gpu-spin",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.gpu_spin = v),
+        "a GPU is busy without touching its memory",
+    ),
+    setting(
+        "patience.idle",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.idle = v),
+        "neither CPU nor GPU does anything",
+    ),
+    setting(
+        "patience.host-busy",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.host_busy = v),
+        "the CPU works, but nothing comes of it",
+    ),
+    setting(
+        "patience.driver-dead",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.driver_dead = v),
+        "the GPU driver does not answer",
+    ),
+    setting(
+        "patience.client",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.client = v),
+        "the server progresses, our streams do not; told, never acted upon",
+    ),
+    setting(
+        "patience.undetermined",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.undetermined = v),
+        "any other standstill, and the longest of all but a flush",
+    ),
+    setting(
+        "patience.flush",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.flush = v),
+        "a profiler that writes and grows in the middle of the benchmark",
+    ),
+    setting(
+        "patience.flush-still",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.flush_still = v),
+        "a flush that has not grown for this long counts as a standstill",
+    ),
+    setting(
+        "patience.loading",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.loading = v),
+        "nothing moves while the server loads",
+    ),
+    setting(
+        "patience.adapt-max",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.adapt_max = v),
+        "what the run has shown raises patience at most to this",
+    ),
+    setting(
+        "patience.adapt-factor",
+        None,
+        Kind::Real(0.0, 1000.0, |p, v| p.health.patience.adapt_factor = v),
+        "patience is at least so many times the 99th percentile of the run's own gaps",
+    ),
+    setting(
+        "patience.kineto-factor",
+        None,
+        Kind::Real(0.0, 1.0, |p, v| p.health.patience.kineto_factor = v),
+        "patience is multiplied by this after Kineto's message about threads",
+    ),
+    setting(
         "budgets.startup",
         Some("--startup-timeout"),
         Kind::Span(SECOND, |p, v| p.budgets.startup = v),
@@ -176,12 +274,6 @@ pub const SETTINGS: &[Setting] = &[
         None,
         Kind::Span(SECOND, |p, v| p.budgets.warmup = v),
         "all warm-up requests together",
-    ),
-    setting(
-        "budgets.stall",
-        None,
-        Kind::Span(SECOND, |p, v| p.budgets.stall = v),
-        "nothing moved while requests were open",
     ),
     setting(
         "budgets.flush",

@@ -1,8 +1,9 @@
 //! What the log rules and the sense for standstills say.
 
 use super::ProcId;
-use crate::time::secs;
+use crate::time::{human, secs};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::time::Duration;
 
 /// How much a log line means.
@@ -84,6 +85,21 @@ pub enum HangKind {
     Undetermined,
 }
 
+impl fmt::Display for HangKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stopped => "stopped",
+            Self::GpuSpin => "gpu-spin",
+            Self::GpuIdleHostIdle => "gpu-idle-host-idle",
+            Self::HostBusy => "host-busy",
+            Self::ProfilerFlush => "profiler-flush",
+            Self::DriverDead => "driver-dead",
+            Self::Client => "client",
+            Self::Undetermined => "undetermined",
+        })
+    }
+}
+
 /// How sure the guard is of a standstill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -113,6 +129,19 @@ pub struct Suspicion {
     pub patience: Duration,
     /// What was seen, in words.
     pub reasons: Vec<String>,
+}
+
+impl fmt::Display for Suspicion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let still = human(self.still);
+        match self.step {
+            SuspicionStep::Cleared => return write!(f, "it moves again after {still}"),
+            SuspicionStep::Suspect => write!(f, "nothing has moved for {still}")?,
+            SuspicionStep::Confirmed => write!(f, "nothing has moved for {still}, confirmed")?,
+            SuspicionStep::Act => write!(f, "hung: nothing has moved for {still}")?,
+        }
+        write!(f, " ({}, borne for {}): {}", self.kind, human(self.patience), self.reasons.join("; "))
+    }
 }
 
 /// Something that the system, and not the server, says about a failure: the kernel killed a process for want of memory, a

@@ -80,10 +80,7 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
         EventKind::Finding(finding) => {
             format!("log line {}: {}: {}", finding.line, finding.rule, finding.text)
         }
-        EventKind::Suspicion(s) => {
-            format!("standstill {:?}: {:?} for {} of {}", s.step, s.kind, human(s.still), human(s.patience))
-                .to_lowercase()
-        }
+        EventKind::Suspicion(suspicion) => suspicion.to_string(),
         EventKind::Clue(clue) => {
             format!("{}: {}{}", clue.source, clue.text, if clue.inferred { " (inferred)" } else { "" })
         }

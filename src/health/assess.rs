@@ -6,81 +6,13 @@
 //! moves there is none.
 
 use super::signs::{Signs, Verdict};
+use crate::config::Patience;
 use crate::event::{
     EngineSample, EventKind, HangKind, LoadProgress, Phase, Reading, Suspicion, SuspicionStep, WindowEvent,
 };
-use crate::time::{Stamp, secs};
-use serde::{Deserialize, Serialize};
+use crate::time::Stamp;
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
-
-/// How long each kind of standstill is borne.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Patience {
-    /// Before this nothing is said.
-    #[serde(with = "secs")]
-    pub suspect_after: Duration,
-    /// See [`HangKind::Stopped`].
-    #[serde(with = "secs")]
-    pub stopped: Duration,
-    /// See [`HangKind::GpuSpin`].
-    #[serde(with = "secs")]
-    pub gpu_spin: Duration,
-    /// See [`HangKind::GpuIdleHostIdle`].
-    #[serde(with = "secs")]
-    pub idle: Duration,
-    /// See [`HangKind::HostBusy`]: a first request that compiles takes 60 s on a slow machine.
-    #[serde(with = "secs")]
-    pub host_busy: Duration,
-    /// See [`HangKind::DriverDead`].
-    #[serde(with = "secs")]
-    pub driver_dead: Duration,
-    /// See [`HangKind::Client`]: told, never acted upon.
-    #[serde(with = "secs")]
-    pub client: Duration,
-    /// See [`HangKind::Undetermined`]. Also the longest a standstill without a flush is borne, whatever its name.
-    #[serde(with = "secs")]
-    pub undetermined: Duration,
-    /// A flush that grows.
-    #[serde(with = "secs")]
-    pub flush: Duration,
-    /// A flush that has not grown for this long is judged as any other standstill.
-    #[serde(with = "secs")]
-    pub flush_still: Duration,
-    /// Nothing moves while the server loads.
-    #[serde(with = "secs")]
-    pub loading: Duration,
-    /// Patience is at least so many times the 99th percentile of the run's own gaps ...
-    pub adapt_factor: f64,
-    /// ... but not more than this.
-    #[serde(with = "secs")]
-    pub adapt_max: Duration,
-    /// Patience is multiplied by this after the Kineto thread message.
-    pub kineto_factor: f64,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        let s = Duration::from_secs;
-        Self {
-            suspect_after: s(10),
-            stopped: s(60),
-            gpu_spin: s(60),
-            idle: s(60),
-            host_busy: s(180),
-            driver_dead: s(60),
-            client: s(180),
-            undetermined: s(180),
-            flush: s(1800),
-            flush_still: s(60),
-            loading: s(600),
-            adapt_factor: 5.0,
-            adapt_max: s(1800),
-            kineto_factor: 0.5,
-        }
-    }
-}
 
 /// What can be said about life at a moment.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,7 +45,7 @@ const SETTLING: Duration = Duration::from_secs(5);
 const GROWTH: u64 = 256 << 10;
 
 /// Judges the life of a server from the events of its run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Assessor {
     patience: Patience,
     phase: Phase,
@@ -126,6 +58,8 @@ pub struct Assessor {
     load: Option<LoadProgress>,
     load_seen: Option<Duration>,
     streams_moved: Duration,
+    /// When a request for one token was not answered.
+    probe_failed: Option<Duration>,
     signs: Signs,
     memory: Level,
     gpu_memory: Level,
@@ -157,6 +91,7 @@ impl Assessor {
             load: None,
             load_seen: None,
             streams_moved: Duration::ZERO,
+            probe_failed: None,
             signs: Signs::default(),
             memory: Level::default(),
             gpu_memory: Level::default(),
@@ -212,6 +147,8 @@ impl Assessor {
                 self.disk_sampled(now, traces.value(), logs.value())
             }
             EventKind::Window(line) => self.window(now, line.rank, &line.what),
+            EventKind::Probed { error: None, .. } if self.serving() => self.move_on(now),
+            EventKind::Probed { error: Some(_), .. } => self.probe_failed = Some(now),
             EventKind::ProcessSeen { .. } if self.phase == Phase::Loading => self.move_on(now),
             EventKind::Finding(finding) => match finding.cause.as_str() {
                 "kineto-thread-mismatch" => self.kineto = true,
@@ -240,7 +177,7 @@ impl Assessor {
     /// Every clock begins now; what was seen before is the baseline.
     fn forgive(&mut self, now: Duration) {
         (self.moved, self.engine_moved, self.streams_moved, self.grew) = (now, now, now, now);
-        (self.engine_seen, self.load_seen, self.kind) = (None, None, None);
+        (self.engine_seen, self.load_seen, self.probe_failed, self.kind) = (None, None, None, None);
         self.flush_began = self.flush_began.map(|_| now);
         self.signs.clear();
     }
@@ -431,6 +368,7 @@ impl Assessor {
         let fresh = |seen: Option<Duration>| seen.is_some_and(|seen| seen > self.moved);
         let engine = self.serving() && fresh(self.engine_seen);
         let streams = self.serving() && fresh(self.load_seen);
+        let probed = self.serving() && fresh(self.probe_failed);
         let named = kind != HangKind::Undetermined;
         if engine {
             reasons.push("the engine's counters stand still while work is pending".to_owned());
@@ -438,9 +376,12 @@ impl Assessor {
         if streams {
             reasons.push("no stream of ours moves".to_owned());
         }
+        if probed {
+            reasons.push("a request for one token was not answered".to_owned());
+        }
         // Outside of serving, two looks at the processes that agree stand for the counters.
         let quiet = !self.serving() && self.signs.looks() >= 2;
-        let sources = [engine, streams, named, quiet].into_iter().filter(|agrees| *agrees).count();
+        let sources = [engine, streams, probed, named, quiet].into_iter().filter(|agrees| *agrees).count();
         // A flush is counted from its beginning, or it could outlast its budget by growing a little now and then.
         let flushing = kind == HangKind::ProfilerFlush;
         let from = if flushing { self.flush_began.unwrap_or(since) } else { since };
@@ -504,7 +445,7 @@ impl Assessor {
 }
 
 /// A level that only counts as growing when it has grown by [`GROWTH`], however slowly.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Level(u64);
 
 impl Level {

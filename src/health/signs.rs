@@ -24,7 +24,7 @@ pub(super) struct Verdict {
     pub(super) reasons: Vec<String>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Signs {
     looks: VecDeque<Look>,
     gpus: VecDeque<(Duration, Option<Vec<Gpu>>)>,
@@ -33,7 +33,7 @@ pub(super) struct Signs {
     gpu_answered: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Look {
     at: Duration,
     cpu: f64,

@@ -75,6 +75,7 @@ impl<'a> Dispatcher<'a> {
         let at = self.clock.now();
         self.performer.observe(&fact);
         let actions = self.machine.step(at, &fact);
+        self.performer.phase(self.machine.phase());
         // A fact belongs to the attempt it was seen in, and the first one begins attempt 1.
         let attempt =
             if matches!(fact, EventKind::RunStarted { .. }) { 0 } else { self.attempt_before(&actions) };

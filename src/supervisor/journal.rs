@@ -133,7 +133,7 @@ mod tests {
     fn what_was_written_is_read_back_with_microsecond_stamps() {
         let kinds = [
             EventKind::PhaseEntered { phase: Phase::Loading, budget: Some(Duration::from_secs(9)) },
-            EventKind::TimerFired { timer: Timer::Stall },
+            EventKind::TimerFired { timer: Timer::Phase },
             EventKind::LoadProgressed(LoadProgress { sent: 3, ..LoadProgress::default() }),
             EventKind::AttemptStarted {},
         ];

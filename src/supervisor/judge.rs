@@ -1,7 +1,7 @@
 //! Small judgements the machine needs: pure functions from what was seen to what it means.
 
 use crate::config::{LoadPlan, ProfileMode};
-use crate::event::{BenchSummary, Check, Ending, Outcome, Severity, Trace};
+use crate::event::{BenchSummary, Check, Clue, Ending, Finding, Outcome, Severity, Trace};
 
 /// Why nothing may be started, if so.
 pub fn refusal(checks: &[Check]) -> Option<String> {
@@ -56,4 +56,35 @@ pub fn with_traces(ending: Ending, traces: &[Trace], mode: ProfileMode) -> Endin
         reason: format!("{}, but no complete profiler trace is on disk", ending.reason),
         phase: ending.phase,
     }
+}
+
+/// `log line 7: text`, short enough for a sentence.
+pub fn quote(finding: &Finding) -> String {
+    const LONGEST: usize = 300;
+    let text = finding.text.trim();
+    let cut = (0..=LONGEST.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let dots = if cut < text.len() { " ..." } else { "" };
+    format!("log line {}: {}{dots}", finding.line, &text[..cut])
+}
+
+/// What came first is not always what says why: the line of the log and the word of the system that do are added.
+pub fn with_cause(mut ending: Ending, findings: &[Finding], clues: &[Clue]) -> Ending {
+    let lost = matches!(
+        ending.outcome,
+        Outcome::StartupFailure | Outcome::Crash | Outcome::Hang | Outcome::Degraded
+    );
+    if !lost {
+        return ending;
+    }
+    let all: Vec<&Finding> = findings.iter().collect();
+    let root = Finding::root(&all).map(quote);
+    let said = clues.iter().map(|clue| {
+        format!("{}{}: {}", clue.source, if clue.inferred { " (inferred)" } else { "" }, clue.text)
+    });
+    for why in root.into_iter().chain(said) {
+        if !ending.reason.contains(&why) {
+            ending.reason = format!("{}; {why}", ending.reason);
+        }
+    }
+    ending
 }

@@ -12,11 +12,13 @@
 
 use super::judge;
 use super::state::{Action, DrainStep, Measuring, RunState};
-use crate::config::{Plan, ProfileMode};
+use super::steps::{afterwards, ending, enter};
+use crate::config::{OnHang, Patience, Plan};
 use crate::error::ExitCode;
 use crate::event::{
-    Ending, EngineSample, EventKind, LoadProgress, Outcome, Phase, Reading, Timer, signal_name,
+    Clue, Ending, EventKind, Finding, Gravity, Outcome, Phase, Suspicion, SuspicionStep, Timer, signal_name,
 };
+use crate::health::assess::Assessor;
 use crate::time::{Stamp, human};
 use std::time::Duration;
 
@@ -24,20 +26,23 @@ use std::time::Duration;
 const STOP_LOAD_BUDGET: Duration = Duration::from_secs(15);
 /// Beyond the planned duration and drain, when the driver itself must be stuck.
 const LOAD_SLACK: Duration = Duration::from_secs(60);
-/// Checking and compressing traces happens after everything is dead, so patience costs nothing but time.
-const COLLECT_BUDGET: Duration = Duration::from_secs(1800);
+/// What stands still waits for the evidence; what is dying does not.
+const EVIDENCE_OF_HANG: Duration = Duration::from_secs(20);
+const EVIDENCE_OF_CRASH: Duration = Duration::from_secs(3);
+/// More lines explain nothing, and a log can be long.
+const MAX_FINDINGS: usize = 1000;
 /// From signal(7); a pure file does not name libc.
 const SIGINT: i32 = 2;
 
 /// Why no further attempt may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stop {
+pub(super) enum Stop {
     Signal(i32),
     Deadline,
 }
 
 impl Stop {
-    fn exit(self) -> (ExitCode, String) {
+    pub(super) fn exit(self) -> (ExitCode, String) {
         match self {
             Self::Deadline => (ExitCode::DeadlinePassed, "the deadline for the whole run passed".to_owned()),
             Self::Signal(signal) => {
@@ -51,13 +56,18 @@ impl Stop {
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    plan: Plan,
+    pub(super) plan: Plan,
     state: RunState,
-    attempt: u32,
+    pub(super) attempt: u32,
     run_deadline: Option<Duration>,
-    stop: Option<Stop>,
+    pub(super) stop: Option<Stop>,
     /// A second signal came: nothing is worth waiting for any more.
-    forced: bool,
+    pub(super) forced: bool,
+    assessor: Assessor,
+    /// What the log said in this attempt.
+    pub(super) findings: Vec<Finding>,
+    /// What the system said in this attempt.
+    pub(super) clues: Vec<Clue>,
 }
 
 impl Default for Machine {
@@ -76,6 +86,9 @@ impl Machine {
             run_deadline: None,
             stop: None,
             forced: false,
+            assessor: Assessor::new(Patience::default()),
+            findings: Vec::new(),
+            clues: Vec::new(),
         }
     }
 
@@ -105,14 +118,7 @@ impl Machine {
             | RunState::Draining { until, .. }
             | RunState::Collecting { until, .. } => Some((*until, Timer::Phase)),
             RunState::Waiting { until } => Some((*until, Timer::Backoff)),
-            RunState::Measuring(m) => {
-                let stall = m.moved + self.plan.budgets.stall;
-                if m.progress.in_flight > 0 && m.stopping.is_none() && stall < m.until {
-                    Some((stall, Timer::Stall))
-                } else {
-                    Some((m.until, Timer::Phase))
-                }
-            }
+            RunState::Measuring(m) => Some((m.until, Timer::Phase)),
         };
         let run =
             self.run_deadline.filter(|_| self.stop.is_none() && !self.is_done()).map(|at| (at, Timer::Run));
@@ -128,18 +134,11 @@ impl Machine {
         let mut out = Vec::new();
         let now = at.mono;
         match input {
-            // Samples and remarks change no state; the last ones matter only while measuring.
-            EventKind::EngineSampled(Reading::Value(sample)) => {
-                if let RunState::Measuring(m) = &mut self.state {
-                    m.engine_moved(now, *sample);
-                }
-            }
+            // Samples and remarks change no state by themselves; the assessor hears them below.
             EventKind::EngineSampled(_)
             | EventKind::ProcessesSampled { .. }
             | EventKind::GpusSampled(_)
             | EventKind::DiskSampled { .. }
-            | EventKind::Finding(_)
-            | EventKind::Clue(_)
             | EventKind::Probed { .. }
             | EventKind::ProcessSeen { .. }
             | EventKind::SignalSent { .. }
@@ -147,6 +146,8 @@ impl Machine {
             | EventKind::KeeperStarted { .. }
             | EventKind::Trouble { .. }
             | EventKind::GuardDied { .. } => {}
+            EventKind::Clue(clue) => self.clues.push(clue.clone()),
+            EventKind::Finding(finding) => self.on_finding(now, finding, &mut out),
             EventKind::SignalReceived { signal } => self.on_signal(now, *signal, &mut out),
             // A timer counts only if the machine still waits for it: the state may have changed while it was under way.
             EventKind::TimerFired { timer }
@@ -161,7 +162,72 @@ impl Machine {
                 self.state = self.transition(now, state, other, &mut out);
             }
         }
+        if input.is_fact() {
+            self.sense(at, input, &mut out);
+        }
         out
+    }
+
+    /// The assessor hears the fact and what was concluded from it.
+    fn sense(&mut self, at: Stamp, fact: &EventKind, out: &mut Vec<Action>) {
+        let mut suspicion = self.assessor.feed(at, fact);
+        for action in out.iter() {
+            if let Action::Conclude(conclusion) = action {
+                suspicion = self.assessor.feed(at, conclusion).or(suspicion);
+            }
+        }
+        let Some(suspicion) = suspicion else { return };
+        out.push(Action::Conclude(EventKind::Suspicion(suspicion.clone())));
+        match suspicion.step {
+            SuspicionStep::Suspect
+                if matches!(self.state, RunState::WarmUp { .. } | RunState::Measuring(_)) =>
+            {
+                out.push(Action::Probe);
+            }
+            SuspicionStep::Act if self.plan.health.on_hang == OnHang::Kill => {
+                self.on_hang(at.mono, &suspicion, out);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_hang(&mut self, now: Duration, suspicion: &Suspicion, out: &mut Vec<Action>) {
+        let why = suspicion.to_string();
+        let state = std::mem::replace(&mut self.state, RunState::Done);
+        self.state = match state {
+            RunState::Loading { .. } | RunState::WarmUp { .. } | RunState::Measuring(_) => {
+                let new = ending(Outcome::Hang, why, state.phase());
+                self.lose(now, state.ending().unwrap_or(new), EVIDENCE_OF_HANG, state.load_open(), out)
+            }
+            RunState::Flushing { ending, .. } => {
+                let ending = afterwards(ending, &format!("while the windows were being closed: {why}"));
+                self.save(now, ending, EVIDENCE_OF_HANG, false, out)
+            }
+            other => other,
+        };
+    }
+
+    fn on_finding(&mut self, now: Duration, finding: &Finding, out: &mut Vec<Action>) {
+        if self.findings.len() < MAX_FINDINGS {
+            self.findings.push(finding.clone());
+        }
+        if finding.gravity != Gravity::Fatal {
+            return;
+        }
+        let state = std::mem::replace(&mut self.state, RunState::Done);
+        self.state = match state {
+            RunState::Loading { .. } | RunState::WarmUp { .. } | RunState::Measuring(_) => {
+                let phase = state.phase();
+                let outcome = if phase == Phase::Loading { Outcome::StartupFailure } else { Outcome::Crash };
+                let new = ending(outcome, judge::quote(finding), phase);
+                self.lose(now, state.ending().unwrap_or(new), EVIDENCE_OF_CRASH, state.load_open(), out)
+            }
+            RunState::Flushing { ending, .. } => {
+                let why = format!("while the windows were being closed: {}", judge::quote(finding));
+                self.save(now, afterwards(ending, &why), EVIDENCE_OF_CRASH, false, out)
+            }
+            other => other,
+        };
     }
 
     /// The heart: old state and fact to new state.
@@ -176,6 +242,7 @@ impl Machine {
         match (state, input) {
             (RunState::Idle, E::RunStarted { plan, .. }) => {
                 self.plan = (**plan).clone();
+                self.assessor = Assessor::new(self.plan.health.patience.clone());
                 self.run_deadline = self.plan.budgets.run.map(|budget| now + budget);
                 self.begin_attempt(out)
             }
@@ -206,7 +273,8 @@ impl Machine {
             }
             (RunState::Loading { .. }, E::TimerFired { timer: Timer::Phase }) => {
                 let why = format!("the server was not ready within {}", human(self.plan.budgets.startup));
-                self.abort(now, ending(Outcome::StartupFailure, why, Phase::Loading), false, out)
+                let ending = ending(Outcome::StartupFailure, why, Phase::Loading);
+                self.lose(now, ending, EVIDENCE_OF_HANG, false, out)
             }
 
             (RunState::WarmUp { .. }, E::WarmupFinished { .. }) => {
@@ -214,29 +282,19 @@ impl Machine {
                 let load = &self.plan.load;
                 let budget = load.duration + load.drain + LOAD_SLACK;
                 enter(Phase::Measuring, Some(budget), out);
-                RunState::Measuring(Measuring {
-                    until: now + budget,
-                    moved: now,
-                    progress: LoadProgress::default(),
-                    engine: EngineSample::default(),
-                    stopping: None,
-                })
+                RunState::Measuring(Measuring { until: now + budget, stopping: None })
             }
             (RunState::WarmUp { .. }, E::WarmupFailed { error }) => {
                 let why = format!("a warm-up request failed: {error}");
-                self.abort(now, ending(Outcome::Degraded, why, Phase::WarmUp), false, out)
+                self.lose(now, ending(Outcome::Degraded, why, Phase::WarmUp), EVIDENCE_OF_CRASH, false, out)
             }
             (RunState::WarmUp { .. }, E::TimerFired { timer: Timer::Phase }) => {
                 let why =
                     format!("the warm-up requests got no answer within {}", human(self.plan.budgets.warmup));
-                self.abort(now, ending(Outcome::Hang, why, Phase::WarmUp), false, out)
+                self.lose(now, ending(Outcome::Hang, why, Phase::WarmUp), EVIDENCE_OF_HANG, false, out)
             }
 
-            (state @ RunState::Measuring(_), E::LoadStarted { .. }) => state,
-            (RunState::Measuring(mut m), E::LoadProgressed(progress)) => {
-                m.load_moved(now, *progress);
-                RunState::Measuring(m)
-            }
+            (state @ RunState::Measuring(_), E::LoadStarted { .. } | E::LoadProgressed(_)) => state,
             (RunState::Measuring(m), E::LoadFinished { summary }) => match m.stopping {
                 Some(ending) => self.flush(now, ending, out),
                 None => match judge::benchmark(summary, &self.plan.load) {
@@ -252,21 +310,13 @@ impl Machine {
                 );
                 self.flush(now, m.stopping.unwrap_or(new), out)
             }
-            (RunState::Measuring(m), E::TimerFired { timer: Timer::Stall }) => {
-                let why = format!(
-                    "nothing moved for {} with {} requests open",
-                    human(now.saturating_sub(m.moved)),
-                    m.progress.in_flight
-                );
-                self.abort(now, ending(Outcome::Hang, why, Phase::Measuring), true, out)
-            }
             (RunState::Measuring(m), E::TimerFired { timer: Timer::Phase }) => {
                 let new = ending(
                     Outcome::GuardFault,
                     "the load driver did not come back".to_owned(),
                     Phase::Measuring,
                 );
-                self.abort(now, m.stopping.unwrap_or(new), true, out)
+                self.lose(now, m.stopping.unwrap_or(new), EVIDENCE_OF_HANG, true, out)
             }
 
             (RunState::Flushing { ending, .. }, E::WindowsClosed { .. }) => self.terminate(now, ending, out),
@@ -274,14 +324,11 @@ impl Machine {
                 self.terminate(now, ending, out)
             }
             // The benchmark is home; what the server does now can no longer take it away. The open window may be lost.
-            (RunState::Flushing { mut ending, .. }, E::ProcessExited { proc, comm, how, main, .. })
+            (RunState::Flushing { ending, .. }, E::ProcessExited { proc, comm, how, main, .. })
                 if *main || judge::essential(comm) =>
             {
-                ending.reason = format!(
-                    "{}; afterwards {comm} ({proc}) died with {how} while the windows were being closed",
-                    ending.reason
-                );
-                self.kill(now, ending, false, out)
+                let why = format!("{comm} ({proc}) died with {how} while the windows were being closed");
+                self.save(now, afterwards(ending, &why), EVIDENCE_OF_CRASH, false, out)
             }
 
             (
@@ -289,6 +336,10 @@ impl Machine {
                 E::ProcessExited { main: true, .. } | E::TimerFired { timer: Timer::Phase },
             ) => self.kill(now, ending, false, out),
 
+            (
+                RunState::Draining { ending, load_open, step: DrainStep::Saving, .. },
+                E::EvidenceSaved { .. } | E::TimerFired { timer: Timer::Phase },
+            ) => self.sigkill(now, ending, load_open, out),
             (RunState::Draining { ending, until, load_open, .. }, E::TreeGone { .. }) => {
                 self.drain_step(RunState::Draining { ending, until, load_open, step: DrainStep::Killed }, out)
             }
@@ -327,15 +378,22 @@ impl Machine {
                 let phase = state.phase();
                 let outcome = if phase == Phase::Loading { Outcome::StartupFailure } else { Outcome::Crash };
                 let why = format!("{comm} ({proc}) ended during {phase} with {how}");
-                self.abort(now, state.ending().unwrap_or(ending(outcome, why, phase)), state.load_open(), out)
+                let new = ending(outcome, why, phase);
+                let first = state.ending().unwrap_or(new);
+                self.lose(now, first, EVIDENCE_OF_CRASH, state.load_open(), out)
             }
+            (
+                RunState::Draining {
+                    ending, load_open, step: DrainStep::Saving | DrainStep::Killing, ..
+                },
+                E::KeeperLost { .. },
+            ) => self.sigkill(now, ending, load_open, out),
             (
                 state @ (RunState::Loading { .. }
                 | RunState::WarmUp { .. }
                 | RunState::Measuring(_)
                 | RunState::Flushing { .. }
-                | RunState::Stopping { .. }
-                | RunState::Draining { step: DrainStep::Killing, .. }),
+                | RunState::Stopping { .. }),
                 E::KeeperLost { how },
             ) => {
                 let why = format!("the keeper died: {how}");
@@ -371,6 +429,7 @@ impl Machine {
                 | E::LoadFinished { .. }
                 | E::LoadFailed { .. }
                 | E::WindowsClosed { .. }
+                | E::EvidenceSaved { .. }
                 | E::TreeGone { .. }
                 | E::Drained { .. }
                 | E::PreflightFinished { .. },
@@ -381,101 +440,6 @@ impl Machine {
                 state
             }
         }
-    }
-
-    fn begin_attempt(&mut self, out: &mut Vec<Action>) -> RunState {
-        self.attempt += 1;
-        out.push(Action::Conclude(EventKind::AttemptStarted {}));
-        enter(Phase::Preflight, None, out);
-        out.push(Action::Preflight);
-        RunState::Preflight
-    }
-
-    /// The load is over, well or badly, and the server lives: close the windows, then stop it in good order.
-    fn flush(&mut self, now: Duration, ending: Ending, out: &mut Vec<Action>) -> RunState {
-        out.push(Action::Conclude(EventKind::AttemptEnding(ending.clone())));
-        if self.plan.profile.mode == ProfileMode::Off || self.forced {
-            return self.terminate(now, ending, out);
-        }
-        out.push(Action::CloseWindows);
-        let budget = self.plan.budgets.flush;
-        enter(Phase::Flushing, Some(budget), out);
-        RunState::Flushing { ending, until: now + budget }
-    }
-
-    fn terminate(&mut self, now: Duration, ending: Ending, out: &mut Vec<Action>) -> RunState {
-        let budget = self.plan.budgets.stop;
-        enter(Phase::Stopping, Some(budget), out);
-        out.push(Action::Terminate);
-        RunState::Stopping { ending, until: now + budget }
-    }
-
-    /// The attempt is lost: kill at once.
-    fn abort(&mut self, now: Duration, ending: Ending, load_open: bool, out: &mut Vec<Action>) -> RunState {
-        out.push(Action::Conclude(EventKind::AttemptEnding(ending.clone())));
-        self.kill(now, ending, load_open, out)
-    }
-
-    fn kill(&mut self, now: Duration, ending: Ending, load_open: bool, out: &mut Vec<Action>) -> RunState {
-        let budget = self.plan.budgets.drain;
-        enter(Phase::Draining, Some(budget), out);
-        // The load first: who closes a connection first keeps the port in TIME_WAIT, and the next attempt needs the port.
-        if load_open {
-            out.push(Action::StopLoad);
-        }
-        out.push(Action::KillAll);
-        RunState::Draining { ending, until: now + budget, load_open, step: DrainStep::Killing }
-    }
-
-    fn drain_step(&mut self, state: RunState, out: &mut Vec<Action>) -> RunState {
-        match state {
-            RunState::Draining { ending, until, load_open: false, step: DrainStep::Killed } => {
-                out.push(Action::Drain);
-                RunState::Draining { ending, until, load_open: false, step: DrainStep::Draining }
-            }
-            other => other,
-        }
-    }
-
-    fn collect(&mut self, now: Duration, ending: Ending, out: &mut Vec<Action>) -> RunState {
-        enter(Phase::Collecting, Some(COLLECT_BUDGET), out);
-        out.push(Action::CollectTraces);
-        RunState::Collecting { ending, until: now + COLLECT_BUDGET }
-    }
-
-    /// The attempt is over. Another one, or the end?
-    fn close(&mut self, ending: Ending, out: &mut Vec<Action>) -> RunState {
-        out.push(Action::Conclude(EventKind::AttemptEnded(ending.clone())));
-        let (exit, why) = match (ending.outcome, self.stop) {
-            (Outcome::Success, _) => (ExitCode::Success, "the benchmark is complete".to_owned()),
-            (_, Some(stop)) => stop.exit(),
-            (Outcome::Refused, _) if self.attempt == 1 => {
-                (ExitCode::Refused, "nothing was started".to_owned())
-            }
-            _ if self.attempt > self.plan.retries => {
-                (ExitCode::AttemptsFailed, format!("all {} attempts failed", self.attempt))
-            }
-            _ => {
-                let why =
-                    format!("attempt {} of {} failed; trying again", self.attempt, self.plan.retries + 1);
-                out.push(Action::Conclude(EventKind::Decided { retry: true, why }));
-                out.push(Action::DrawBackoff);
-                return RunState::Drawing;
-            }
-        };
-        out.push(Action::Conclude(EventKind::Decided { retry: false, why }));
-        self.finish(&ending, exit, out)
-    }
-
-    fn finish(&self, ending: &Ending, exit: ExitCode, out: &mut Vec<Action>) -> RunState {
-        enter(Phase::Done, None, out);
-        out.push(Action::Conclude(EventKind::RunFinished {
-            outcome: ending.outcome,
-            exit_code: exit.code(),
-            reason: ending.reason.clone(),
-        }));
-        out.push(Action::Finish);
-        RunState::Done
     }
 
     fn on_signal(&mut self, now: Duration, signal: i32, out: &mut Vec<Action>) {
@@ -496,6 +460,9 @@ impl Machine {
             }
             RunState::Flushing { ending, .. } | RunState::Stopping { ending, .. } => {
                 self.kill(now, ending, false, out)
+            }
+            RunState::Draining { ending, load_open, step: DrainStep::Saving, .. } => {
+                self.sigkill(now, ending, load_open, out)
             }
             other => other,
         };
@@ -536,14 +503,6 @@ impl Machine {
         };
         ending(Outcome::Stopped, reason, phase)
     }
-}
-
-fn ending(outcome: Outcome, reason: String, phase: Phase) -> Ending {
-    Ending { outcome, reason, phase }
-}
-
-fn enter(phase: Phase, budget: Option<Duration>, out: &mut Vec<Action>) {
-    out.push(Action::Conclude(EventKind::PhaseEntered { phase, budget }));
 }
 
 fn event_name(kind: &EventKind) -> String {

@@ -12,5 +12,8 @@ pub mod port;
 pub mod preflight;
 pub mod proc;
 pub mod reap;
+mod returned;
 pub mod run_id;
 pub mod state;
+mod steps;
+mod window_watch;

@@ -4,15 +4,19 @@
 use super::keeper::{Keeper, KeeperSpec, Order, Target};
 use super::layout::{AttemptDir, RunDir};
 use super::preflight::{self, Leftovers};
+use super::returned::{SharedGpu, gpu_left, port_left, used};
 use super::run_id::RunId;
 use super::state::Action;
+use super::window_watch::follow_windows;
 use super::{os, port, reap};
 use crate::config::{Plan, ProfileMode};
-use crate::event::{EventKind, ExitHow, Leftover, ProcId, Reading, ServerFacts};
+use crate::event::{EventKind, ExitHow, Phase, ProcId, Reading, ServerFacts};
 use crate::health::gpu::GpuSource;
+use crate::health::log_rules::Rules;
+use crate::health::log_watch::LogWatch;
 use crate::health::nvml::NvmlSource;
-use crate::health::sampler::{self, SamplerConfig, SamplerHandle};
-use crate::health::tail::Tail;
+use crate::health::sampler::{self, DiskPlaces, SamplerConfig, SamplerHandle};
+use crate::recovery::evidence::{self, Request};
 use crate::recovery::{backoff, salvage};
 use crate::time;
 use crate::workload::load::{driver, ready};
@@ -20,19 +24,20 @@ use crate::workload::profiler::windows;
 use crate::workload::server::{self, Places, RunMark};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
-/// How long port and GPU memory may take to come back; below the machine's own budget for draining.
-const RETURN_PATIENCE: Duration = Duration::from_secs(40);
-/// GPU memory that is not worth a word: contexts of other processes come and go.
-const GPU_TOLERANCE: u64 = 512 << 20;
 /// How long a kill waits for the load, which was told to stop, to close its connections.
 const LOAD_CLOSES: Duration = Duration::from_secs(1);
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// A server that has not answered a request for one token by now is not about to.
+const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+/// SIGUSR1: a worker writes its Python stacks (`_register_stacks` in worker.py).
+const ASK_STACKS: i32 = 10;
+/// How long the end of the server's log may take to be read.
+const LOG_PATIENCE: Duration = Duration::from_secs(5);
 /// A client sees the death of a server before anybody has reaped it. The failed request is only a symptom, so it is told
 /// this much later than the cause.
 const SYMPTOM_DELAY: Duration = Duration::from_secs(2);
@@ -50,6 +55,8 @@ pub struct Run {
     pub exe: PathBuf,
     /// The environment the server inherits.
     pub env: BTreeMap<String, String>,
+    /// What the lines of its log mean.
+    pub rules: Arc<Rules>,
 }
 
 /// See the module.
@@ -58,7 +65,9 @@ pub struct Performer {
     facts: UnboundedSender<EventKind>,
     gpu: Arc<Mutex<Box<dyn GpuSource>>>,
     server: ServerFacts,
-    gpu_before: Vec<(u32, u64)>,
+    /// The level to which GPU memory must come back, read before anything is started.
+    gpu_before: Arc<std::sync::Mutex<Vec<(u32, u64)>>>,
+    phase: watch::Sender<Phase>,
     attempt: Option<Attempt>,
     number: u32,
 }
@@ -81,15 +90,19 @@ struct Attempt {
     target: Arc<Mutex<Option<driver::Target>>>,
     /// Dropped when the attempt is killed.
     waiting: Option<Task>,
+    /// The one-token request under way.
+    probe: Option<Task>,
     /// Dropped with the attempt.
     _senses: Vec<Task>,
     sampler: Option<SamplerHandle>,
+    log_watch: Option<LogWatch>,
 }
 
 impl Attempt {
     /// Nobody but the load speaks with the server any more.
     fn hang_up(&mut self) {
         self.waiting = None;
+        self.probe = None;
         self.base_url.send_replace(None);
         if let Some(sampler) = &self.sampler {
             sampler.hang_up();
@@ -115,7 +128,8 @@ impl Performer {
             facts,
             gpu: Arc::new(Mutex::new(gpu)),
             server: ServerFacts::default(),
-            gpu_before: Vec::new(),
+            gpu_before: Arc::default(),
+            phase: watch::channel(Phase::Preflight).0,
             attempt: None,
             number: 0,
         })
@@ -168,6 +182,8 @@ impl Performer {
                     attempt.stop_load.send_replace(true);
                 }
             }
+            Action::Probe => self.probe(),
+            Action::SaveEvidence { within } => self.save_evidence(within),
             Action::CloseWindows => self.close_windows(),
             Action::Terminate => self.terminate(),
             Action::KillAll => self.kill_all(),
@@ -177,6 +193,11 @@ impl Performer {
                 self.say(EventKind::BackoffDrawn { delay: backoff::delay(&self.run.plan.backoff, number) });
             }
         }
+    }
+
+    /// Is told after every fact.
+    pub fn phase(&self, phase: Phase) {
+        self.phase.send_if_modified(|now| std::mem::replace(now, phase) != phase);
     }
 
     fn say(&self, fact: EventKind) {
@@ -190,9 +211,15 @@ impl Performer {
 
     fn preflight(&mut self) {
         let (run, gpu, facts) = (Arc::clone(&self.run), Arc::clone(&self.gpu), self.facts.clone());
+        let before = Arc::clone(&self.gpu_before);
         tokio::spawn(async move {
             let mut gpu = gpu.lock().await;
             let (checks, server) = preflight::check(&run.plan, &run.env, &mut **gpu, Leftovers::End).await;
+            let level = match gpu.memory().await {
+                Reading::Value(list) => used(&list),
+                Reading::Unavailable { .. } | Reading::Stale => Vec::new(),
+            };
+            *before.lock().unwrap_or_else(PoisonError::into_inner) = level;
             drop(facts.send(EventKind::PreflightFinished { checks, server }));
         });
     }
@@ -247,7 +274,12 @@ impl Performer {
         let (base_url, base_url_seen) = watch::channel(None);
         let (closing, closing_seen) = watch::channel(false);
         let gpu: Box<dyn GpuSource> = Box::new(SharedGpu(Arc::clone(&self.gpu)));
-        let config = SamplerConfig::new(base_url_seen, processes_seen, gpu);
+        let mut config = SamplerConfig::new(base_url_seen, processes_seen, gpu);
+        config.disk = Some(DiskPlaces {
+            volume: dir.root().to_owned(),
+            traces: dir.traces(),
+            logs: vec![dir.server_log()],
+        });
         let sampler = match sampler::spawn(config, self.facts.clone()) {
             Ok(sampler) => Some(sampler),
             Err(error) => {
@@ -258,6 +290,18 @@ impl Performer {
                 None
             }
         };
+        let rules = Arc::clone(&run.rules);
+        let log_watch =
+            match LogWatch::spawn(dir.server_log(), rules, self.phase.subscribe(), self.facts.clone()) {
+                Ok(watch) => Some(watch),
+                Err(error) => {
+                    self.say(EventKind::Trouble {
+                        what: "watch the server's log".to_owned(),
+                        error: error.to_string(),
+                    });
+                    None
+                }
+            };
         let mut senses = Vec::new();
         if run.plan.profile.mode == ProfileMode::Windows {
             senses.push(Task(tokio::spawn(follow_windows(dir.traces(), closing_seen, self.facts.clone()))));
@@ -276,21 +320,12 @@ impl Performer {
             load_open: watch::channel(false).0,
             target: Arc::default(),
             waiting: None,
+            probe: None,
             _senses: senses,
             sampler,
+            log_watch,
         });
-        self.remember_gpu();
         Ok(())
-    }
-
-    /// The level to which GPU memory must come back. Taken before the server can have allocated anything.
-    fn remember_gpu(&mut self) {
-        self.gpu_before.clear();
-        if let Ok(mut gpu) = self.gpu.try_lock()
-            && let Some(Reading::Value(list)) = futures_util::FutureExt::now_or_never(gpu.memory())
-        {
-            self.gpu_before = used(&list);
-        }
     }
 
     fn wait_ready(&mut self) {
@@ -374,6 +409,47 @@ impl Performer {
         });
     }
 
+    fn probe(&mut self) {
+        let facts = self.facts.clone();
+        let Some(attempt) = &mut self.attempt else { return };
+        let target = Arc::clone(&attempt.target);
+        attempt.probe = Some(Task(tokio::spawn(async move {
+            let Some(target) = target.lock().await.clone() else { return };
+            let began = time::instant_now();
+            let error = ready::one_token(&target, PROBE_PATIENCE).await.err();
+            drop(facts.send(EventKind::Probed { error, took: began.elapsed() }));
+        })));
+    }
+
+    fn save_evidence(&self, within: Duration) {
+        let facts = self.facts.clone();
+        let Some(attempt) = &self.attempt else {
+            return self.say(EventKind::EvidenceSaved { items: Vec::new() });
+        };
+        let gpu = Arc::clone(&self.gpu);
+        let request = Request {
+            dir: attempt.dir.evidence(),
+            processes: attempt.tree.iter().map(|(proc, comm)| (*proc, comm.clone())).collect(),
+            gpus: Box::pin(async move {
+                let sample = gpu.lock().await.sample().await;
+                serde_json::to_value(sample).unwrap_or_default()
+            }),
+            log: attempt.dir.server_log(),
+            base_url: attempt.base_url.borrow().clone(),
+            ask_stacks: Arc::new(|proc| match os::signal(proc, ASK_STACKS)? {
+                os::Delivery::Sent => Ok(()),
+                os::Delivery::Gone => Err(std::io::Error::other("the process is gone")),
+            }),
+            py_spy: evidence::find_py_spy(&self.run.plan.server.python, std::env::var_os("PATH").as_deref()),
+            nccl_ras: evidence::NCCL_RAS,
+            within,
+        };
+        tokio::spawn(async move {
+            let items = evidence::save(request).await;
+            drop(facts.send(EventKind::EvidenceSaved { items }));
+        });
+    }
+
     fn close_windows(&self) {
         let Some(attempt) = &self.attempt else { return };
         let request = attempt.dir.traces().join(windows::CLOSE_REQUEST);
@@ -426,12 +502,15 @@ impl Performer {
 
     fn drain(&mut self) {
         let (facts, run, gpu) = (self.facts.clone(), Arc::clone(&self.run), Arc::clone(&self.gpu));
-        let before = std::mem::take(&mut self.gpu_before);
+        let before = self.gpu_before.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(attempt) = self.attempt.take() else {
             return self.say(EventKind::Drained { leftovers: Vec::new(), removed: Vec::new() });
         };
         tokio::spawn(async move {
-            let Attempt { dir, scratch, shm_before, keeper, .. } = attempt;
+            let Attempt { dir, scratch, shm_before, keeper, log_watch, .. } = attempt;
+            if let Some(watch) = &log_watch {
+                drop(tokio::time::timeout(LOG_PATIENCE, watch.drain()).await);
+            }
             let mut leftovers = port_left(run.plan.server.port).await;
             leftovers.extend(gpu_left(&gpu, &before).await);
             if let Some(keeper) = keeper {
@@ -475,102 +554,5 @@ impl Performer {
             }
             drop(facts.send(EventKind::TracesCollected { traces, problems }));
         });
-    }
-}
-
-/// The sampler's view of the one NVML thread.
-struct SharedGpu(Arc<Mutex<Box<dyn GpuSource>>>);
-
-impl GpuSource for SharedGpu {
-    fn sample(&mut self) -> crate::health::gpu::BoxFuture<'_, Reading<Vec<crate::event::GpuSample>>> {
-        Box::pin(async { self.0.lock().await.sample().await })
-    }
-
-    fn memory(&mut self) -> crate::health::gpu::BoxFuture<'_, Reading<Vec<crate::health::gpu::GpuMemory>>> {
-        Box::pin(async { self.0.lock().await.memory().await })
-    }
-}
-
-fn used(list: &[crate::health::gpu::GpuMemory]) -> Vec<(u32, u64)> {
-    list.iter().filter_map(|gpu| Some((gpu.gpu, *gpu.used.value()?))).collect()
-}
-
-async fn port_left(port: u16) -> Vec<Leftover> {
-    let began = time::instant_now();
-    loop {
-        let state = tokio::task::spawn_blocking(move || port::probe(port)).await;
-        let held = match state {
-            Ok(Ok(
-                port::PortState::Held { listening: list }
-                | port::PortState::BoundNotListening { holders: list },
-            )) => list,
-            _ => return Vec::new(),
-        };
-        if began.elapsed() > RETURN_PATIENCE / 2 {
-            let holder: Vec<String> = held.iter().map(ToString::to_string).collect();
-            return vec![Leftover::Port { port, holder: holder.join(" and ") }];
-        }
-        tokio::time::sleep(LOOK_AGAIN).await;
-    }
-}
-
-async fn gpu_left(gpu: &Mutex<Box<dyn GpuSource>>, before: &[(u32, u64)]) -> Vec<Leftover> {
-    let began = time::instant_now();
-    while !before.is_empty() {
-        let Reading::Value(list) = gpu.lock().await.memory().await else { break };
-        let left: Vec<Leftover> = used(&list)
-            .into_iter()
-            .filter_map(|(gpu, now)| {
-                let level = before.iter().find(|(index, _)| *index == gpu)?.1;
-                let bytes = now.saturating_sub(level);
-                (bytes > GPU_TOLERANCE).then_some(Leftover::GpuMemory { gpu, bytes })
-            })
-            .collect();
-        if left.is_empty() || began.elapsed() > RETURN_PATIENCE {
-            return left;
-        }
-        tokio::time::sleep(LOOK_AGAIN).await;
-    }
-    Vec::new()
-}
-
-/// Turns the workers' index into events, and says when every worker has answered the request to close.
-async fn follow_windows(
-    traces: PathBuf,
-    mut closing: watch::Receiver<bool>,
-    facts: UnboundedSender<EventKind>,
-) {
-    let mut tail = match Tail::new(traces.join(windows::INDEX)) {
-        Ok(tail) => tail,
-        Err(error) => {
-            let what = "follow the index of the profiler windows".to_owned();
-            drop(facts.send(EventKind::Trouble { what, error: error.to_string() }));
-            return;
-        }
-    };
-    let mut index = windows::Index::default();
-    let mut answered = false;
-    loop {
-        tokio::select! {
-            lines = tail.next_lines() => {
-                if lines.is_empty() {
-                    return;
-                }
-                for line in lines.iter().filter_map(|line| windows::parse_line(&line.text)) {
-                    index.push(&line);
-                    drop(facts.send(EventKind::Window(line)));
-                }
-            }
-            changed = closing.changed(), if !answered => {
-                if changed.is_err() {
-                    return;
-                }
-            }
-        }
-        if *closing.borrow() && !answered && (index.workers.is_empty() || index.all_finished()) {
-            answered = true;
-            let workers = u32::try_from(index.workers.len()).unwrap_or(u32::MAX);
-            drop(facts.send(EventKind::WindowsClosed { workers }));
-        }
     }
 }

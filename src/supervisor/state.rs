@@ -1,7 +1,7 @@
 //! What the machine can be doing and what it can ask for. Data lives in the state that has it, so that a contradiction
 //! cannot be written down.
 
-use crate::event::{Ending, EngineSample, EventKind, LoadProgress, Phase};
+use crate::event::{Ending, EventKind, Phase};
 use std::time::Duration;
 
 /// What the dispatcher must do.
@@ -23,6 +23,13 @@ pub enum Action {
     StopLoad,
     /// Ask the workers to close their windows; answer with `WindowsClosed`.
     CloseWindows,
+    /// Send a request for one token; answer with `Probed`.
+    Probe,
+    /// Save what would be lost with the processes; answer with `EvidenceSaved`.
+    SaveEvidence {
+        /// All pieces together.
+        within: Duration,
+    },
     /// SIGTERM to the server.
     Terminate,
     /// SIGKILL to everything of ours; answer with `TreeGone`.
@@ -79,6 +86,8 @@ pub(super) enum RunState {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DrainStep {
+    /// Evidence is being saved; everything still lives.
+    Saving,
     /// SIGKILL is under way.
     Killing,
     /// Nothing of the tree is left, but the driver has not answered yet.
@@ -91,10 +100,6 @@ pub(super) enum DrainStep {
 pub(super) struct Measuring {
     /// When the driver must have answered.
     pub(super) until: Duration,
-    /// When something last moved, while requests were open.
-    pub(super) moved: Duration,
-    pub(super) progress: LoadProgress,
-    pub(super) engine: EngineSample,
     /// The load was told to stop for this reason.
     pub(super) stopping: Option<Ending>,
 }
@@ -131,25 +136,5 @@ impl RunState {
     /// Whether the driver still owes a result.
     pub(super) fn load_open(&self) -> bool {
         matches!(self, Self::Measuring(_) | Self::Draining { load_open: true, .. })
-    }
-}
-
-impl Measuring {
-    pub(super) fn load_moved(&mut self, now: Duration, new: LoadProgress) {
-        let old = self.progress;
-        // Sending is our own doing and proves nothing about the server. With nothing open there is no clock to run.
-        let moved = (new.completed, new.failed, new.chunks) != (old.completed, old.failed, old.chunks);
-        if moved || old.in_flight == 0 {
-            self.moved = now;
-        }
-        self.progress = new;
-    }
-
-    pub(super) fn engine_moved(&mut self, now: Duration, new: EngineSample) {
-        let counters = |s: &EngineSample| (s.iterations, s.prompt_tokens, s.generation_tokens);
-        if counters(&new) != counters(&self.engine) {
-            self.moved = now;
-        }
-        self.engine = new;
     }
 }

@@ -117,6 +117,16 @@ pub async fn warm_up(target: &Target, n: u32) -> Result<(u32, Duration), String>
     Ok((n, slowest))
 }
 
+/// Whether the server answers the smallest of all requests.
+pub async fn one_token(target: &Target, within: Duration) -> Result<(), String> {
+    let client = client()?;
+    let answer = tokio::time::timeout(within, complete(&client, target, "Hello", 1, 0.0));
+    match answer.await {
+        Ok(answer) => answer.map(drop),
+        Err(_) => Err(format!("no answer within {}", crate::time::human(within))),
+    }
+}
+
 fn base(url: &str) -> Result<String, String> {
     let endpoint = super::wire::Endpoint::parse(url)?;
     Ok(format!("http://{}{}", endpoint.authority, endpoint.prefix))
