@@ -1,5 +1,6 @@
 //! After something went wrong: what to save, how to try again, what to repair, what to tell.
 
 pub mod backoff;
+pub mod evidence;
 pub mod report;
 pub mod salvage;
