@@ -487,7 +487,7 @@ impl Machine {
             RunState::WarmUp { .. } => self.flush(now, ending, out),
             RunState::Measuring(m) if m.stopping.is_none() => {
                 out.push(Action::StopLoad);
-                RunState::Measuring(Measuring { until: now + STOP_LOAD_BUDGET, stopping: Some(ending), ..m })
+                RunState::Measuring(Measuring { until: now + STOP_LOAD_BUDGET, stopping: Some(ending) })
             }
             other => other,
         };

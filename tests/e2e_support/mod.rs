@@ -16,7 +16,7 @@ use varcas_guard::supervisor::{journal, os, proc, reap};
 use varcas_guard::time::instant_now;
 
 /// Long: the machine may be busy, and a port may have to be waited for. A test that works never waits so long.
-const PATIENCE: Duration = Duration::from_secs(150);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A simulator that is in no hurry for nothing.
 pub(crate) const FAST: &str =
@@ -121,10 +121,15 @@ impl Place {
         } else {
             all.extend(["--", "--max-model-len", "160"]);
         }
+        self.start(name, &all)
+    }
+
+    /// Starts the program with these arguments, `name` among them as the run folder.
+    pub(crate) fn start(&self, name: &str, all: &[&str]) -> Running<'_> {
         let text = self.path(&format!("{name}.txt"));
         let file = File::create(&text).unwrap();
         let error = file.try_clone().unwrap();
-        let child = self.command(&all).stdout(file).stderr(error).spawn().unwrap();
+        let child = self.command(all).stdout(file).stderr(error).spawn().unwrap();
         let id = proc::id(i32::try_from(child.id()).unwrap()).unwrap();
         Running { child, id, out: self.path(name), text, place: self }
     }
