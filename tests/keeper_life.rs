@@ -177,6 +177,7 @@ def leave():
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child(engine)
 os.waitpid(child(leave), 0)
+note("body", child(lambda: None))
 note("main", os.getpid())
 forever()
 "#;
@@ -196,6 +197,7 @@ async fn when_the_keeper_is_killed_the_guard_can_still_kill_everything() {
     os::become_subreaper().unwrap();
     let (mut rig, _) = Rig::python(FAMILY).await;
     let family = family(&rig.place).await;
+    let body = pid_in(&rig.place.file("body")).await;
     rig.until("the engine", |kind| {
         matches!(kind, EventKind::ProcessSeen { proc, .. } if *proc == family[1]).then_some(())
     })
@@ -221,6 +223,8 @@ async fn when_the_keeper_is_killed_the_guard_can_still_kill_everything() {
         assert!(killed.contains(&id), "{id} in {killed:?}");
         assert_reaped(id);
     }
+    // Died before its parent did, which never reaped it.
+    assert_reaped(body);
     assert!(bystander.try_wait().unwrap().is_none());
     bystander.kill().unwrap();
     bystander.wait().unwrap();

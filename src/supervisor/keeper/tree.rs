@@ -52,6 +52,8 @@ pub(crate) struct Tree {
     strangers: HashMap<i32, u64>,
     main: Option<ProcId>,
     last_reaped: Option<Stat>,
+    /// Dead, ours, and for their own parents to reap as long as those live.
+    bodies: Vec<ProcId>,
 }
 
 impl Tree {
@@ -66,6 +68,7 @@ impl Tree {
             strangers: HashMap::new(),
             main: None,
             last_reaped: None,
+            bodies: Vec::new(),
         }
     }
 
@@ -194,6 +197,7 @@ impl Tree {
                 tell(seen(&stat));
                 tell(self.exited(&stat, os::decode_status(stat.exit_status)));
                 self.strangers.insert(stat.id.pid, stat.id.start);
+                self.bodies.push(stat.id);
             }
             return;
         }
@@ -260,6 +264,13 @@ impl Tree {
                 self.bury_child(pid, stat, how, tell);
             }
         }
+        if self.stance == Stance::Outsider {
+            let me = self.me;
+            self.bodies.retain(|id| match proc::stat(id.pid).filter(|now| now.id == *id) {
+                Some(now) if now.ppid == me => os::reap_child(id.pid).is_none(),
+                now => now.is_some(),
+            });
+        }
         self.mark_finished();
         let finished: Vec<i32> =
             self.members.iter().filter(|(_, member)| member.finished).map(|(pid, _)| *pid).collect();
@@ -276,8 +287,12 @@ impl Tree {
                     Stance::Keeper => continue,
                     Stance::Outsider => os::reap_child(pid).unwrap_or(ExitHow::Unknown),
                 },
-                // Its own parent has not reaped it yet, so the kernel can still say how it died.
-                Some(now) => decode_foreign(now),
+                // Its own parent has not reaped it yet, so the kernel can still say how it died. If that parent dies
+                // without having reaped it, the body is ours.
+                Some(now) => {
+                    self.bodies.push(now.id);
+                    decode_foreign(now)
+                }
                 None => member.handle.as_ref().and_then(PidFd::ending).unwrap_or(ExitHow::Unknown),
             };
             let last = now.unwrap_or_else(|| member.stat.clone());
