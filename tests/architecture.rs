@@ -27,6 +27,7 @@ const PURE: &[&str] = &[
     "supervisor/keeper/wire.rs",
     "health/lines.rs",
     "health/log_rules.rs",
+    "health/system.rs",
     "workload/server.rs",
     "workload/load/arrivals.rs",
     "workload/load/http1.rs",
