@@ -30,6 +30,7 @@ const PURE: &[&str] = &[
     "health/assess.rs",
     "health/lines.rs",
     "health/log_rules.rs",
+    "health/system.rs",
     "workload/server.rs",
     "workload/load/arrivals.rs",
     "workload/load/http1.rs",

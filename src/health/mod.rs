@@ -1,6 +1,7 @@
 //! The senses. Each edge turns what it reads into samples; unknown is a value, never 0.
 
 pub mod assess;
+pub mod deaths;
 pub mod disk;
 pub mod follow;
 pub mod gpu;
@@ -12,4 +13,5 @@ pub mod nvml;
 pub mod process;
 pub mod sampler;
 mod signs;
+pub mod system;
 pub mod tail;
