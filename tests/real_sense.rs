@@ -68,9 +68,11 @@ impl Bench {
         let text = format!(
             "retries = 0\n[server.env]\nVLLM_CPU_KVCACHE_SPACE = \"1\"\nVLLM_CPU_OMP_THREADS_BIND = \"nobind\"\n\
              OMP_NUM_THREADS = \"1\"\nHF_HUB_OFFLINE = \"1\"\nPYTHONPATH = {:?}\nVARCAS_TEST_FAULT = {:?}\n\
-             [load]\nrate = 3.0\n{patience}",
+             TORCHINDUCTOR_CACHE_DIR = {:?}\n[load]\nrate = 3.0\n{patience}",
             self.place.path("faults"),
             self.place.path("fault"),
+            // One for all tests, or each would compile for half a minute.
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/inductor"),
         );
         std::fs::write(&config, text).unwrap();
         let (config, python, model) =

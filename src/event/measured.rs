@@ -77,7 +77,7 @@ pub struct ProcSample {
     pub comm: String,
     /// State letter of `/proc/PID/stat`.
     pub state: char,
-    /// CPU seconds so far, user and system.
+    /// CPU seconds so far, user and system, with those of its reaped children.
     pub cpu_s: f64,
     /// Resident bytes.
     pub rss: u64,

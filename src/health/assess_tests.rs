@@ -168,6 +168,12 @@ fn a_busy_host_has_three_minutes() {
 }
 
 #[test]
+fn a_process_that_waits_for_a_cpu_of_a_busy_machine_is_not_idle() {
+    expect(HangKind::HostBusy, 180, |world| world.process.state = 'R');
+    expect(HangKind::HostBusy, 180, |world| world.process.cpu_s += 0.25);
+}
+
+#[test]
 fn a_driver_that_fell_silent_is_named() {
     let mut world = World::new();
     world.gpu = gpu(10, 4, 140.0);

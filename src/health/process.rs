@@ -34,7 +34,7 @@ pub struct Stat {
     pub pgrp: i32,
     /// Session.
     pub session: i32,
-    /// User and system time in clock ticks, without that of reaped children.
+    /// User and system time in clock ticks, with that of reaped children: the sum over a tree never falls.
     pub ticks: u64,
     /// Threads.
     pub threads: u64,
@@ -68,7 +68,14 @@ pub fn parse_stat(text: &str) -> Result<Stat, Unparsable> {
         ppid: id(4, "parent")?,
         pgrp: id(5, "process group")?,
         session: id(6, "session")?,
-        ticks: number(14, "user time")?.saturating_add(number(15, "system time")?),
+        ticks: [
+            (14, "user time"),
+            (15, "system time"),
+            (16, "children's user time"),
+            (17, "children's system time"),
+        ]
+        .into_iter()
+        .try_fold(0_u64, |sum, (at, what)| Ok(sum.saturating_add(number(at, what)?)))?,
         threads: number(20, "threads")?,
         // The kernel's counter may read slightly below zero.
         rss_pages: field(24).parse::<i64>().map_err(|_| bad("resident pages"))?.max(0).unsigned_abs(),

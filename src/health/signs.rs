@@ -7,8 +7,12 @@ use std::time::Duration;
 /// NVML averages over up to a second and single samples mislead, so everything is judged over this long.
 const WINDOW: Duration = Duration::from_secs(8);
 
-/// From this many CPU seconds a second on the host is busy.
-const BUSY: f64 = 0.5;
+/// From this many CPU seconds a second on the host is busy. A deadlock uses below 0.02; a compile that has to share the
+/// machine gets little more than this.
+const BUSY: f64 = 0.2;
+
+/// Or a process wants the CPU in this share of the looks and does not get it.
+const RUNNABLE: f64 = 0.5;
 
 /// A kernel that waits reads 90 to 100 % utilisation and 0 % memory utilisation (measured on an H100).
 const SPIN_UTIL: f64 = 80.0;
@@ -39,6 +43,7 @@ struct Look {
     cpu: f64,
     stopped: Vec<(i32, String)>,
     asleep: Vec<(i32, String)>,
+    runnable: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +73,7 @@ impl Signs {
             cpu: processes.iter().map(|process| process.cpu_s).sum(),
             stopped: in_state(&['T', 't']),
             asleep: in_state(&['D']),
+            runnable: processes.iter().any(|process| process.state == 'R'),
         });
         while self.looks.front().is_some_and(|look| now.saturating_sub(look.at) > WINDOW) {
             self.looks.pop_front();
@@ -137,6 +143,10 @@ impl Signs {
         }
         if cpu >= BUSY {
             return named(HangKind::HostBusy, format!("the processes use {cpu:.1} CPU cores"));
+        }
+        let runnable = self.looks.iter().filter(|look| look.runnable).count();
+        if runnable as f64 >= RUNNABLE * self.looks.len() as f64 {
+            return named(HangKind::HostBusy, "a process waits for a CPU".to_owned());
         }
         named(HangKind::GpuIdleHostIdle, format!("the processes use {cpu:.2} CPU cores and no GPU is busy"))
     }

@@ -1,5 +1,6 @@
 //! Owns the run: the pure machine decides, the dispatcher acts, the keeper owns the processes, the journal remembers.
 
+mod autopsy;
 pub mod dispatcher;
 pub mod journal;
 pub mod judge;

@@ -1,6 +1,7 @@
 //! Performs what the machine asks for. Every action runs in a task of its own and answers with a fact, so that the
 //! dispatcher never waits; an action that belongs to an attempt is dropped when the attempt is killed.
 
+use super::autopsy::Autopsy;
 use super::keeper::{Keeper, KeeperSpec, Order, Target};
 use super::layout::{AttemptDir, RunDir};
 use super::preflight::{self, Leftovers};
@@ -96,6 +97,7 @@ struct Attempt {
     _senses: Vec<Task>,
     sampler: Option<SamplerHandle>,
     log_watch: Option<LogWatch>,
+    autopsy: Autopsy,
 }
 
 impl Attempt {
@@ -141,6 +143,7 @@ impl Performer {
             self.server = server.clone();
         }
         let Some(attempt) = &mut self.attempt else { return };
+        attempt.autopsy.observe(fact, *self.phase.borrow(), &self.facts);
         match fact {
             EventKind::ServerSpawned { proc, .. } => {
                 attempt.tree.insert(*proc, String::new());
@@ -324,6 +327,7 @@ impl Performer {
             _senses: senses,
             sampler,
             log_watch,
+            autopsy: Autopsy::default(),
         });
         Ok(())
     }

@@ -1,0 +1,53 @@
+//! Asks the system why a process died that nobody of ours has killed.
+
+use super::judge;
+use crate::event::{EventKind, Phase, ProcId, ProcSample};
+use crate::health::deaths::{self, Deaths};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::mpsc::UnboundedSender;
+
+/// What is known of the living, for when they are dead.
+#[derive(Debug, Default)]
+pub(super) struct Autopsy {
+    deaths: Arc<Mutex<Deaths>>,
+    /// As last sampled.
+    last: BTreeMap<ProcId, ProcSample>,
+    /// Memory that was free at that time.
+    available: Option<u64>,
+    /// Whom we have signalled.
+    struck: BTreeSet<ProcId>,
+}
+
+impl Autopsy {
+    /// Hears every fact of the attempt; what the system says about a death becomes a fact too.
+    pub(super) fn observe(&mut self, fact: &EventKind, phase: Phase, facts: &UnboundedSender<EventKind>) {
+        match fact {
+            EventKind::ProcessesSampled { processes } => {
+                self.last = processes.iter().map(|sample| (sample.proc, sample.clone())).collect();
+                self.available = deaths::available();
+            }
+            EventKind::SignalSent { targets, .. } => self.struck.extend(targets),
+            EventKind::ProcessExited { proc, comm, how, main, .. }
+                if (*main || judge::essential(comm))
+                    && !self.struck.contains(proc)
+                    && matches!(
+                        phase,
+                        Phase::Loading | Phase::WarmUp | Phase::Measuring | Phase::Flushing
+                    ) =>
+            {
+                let (proc, comm, how, available) = (*proc, comm.clone(), *how, self.available);
+                let (deaths, last, facts) =
+                    (Arc::clone(&self.deaths), self.last.get(&proc).cloned(), facts.clone());
+                tokio::task::spawn_blocking(move || {
+                    let mut deaths = deaths.lock().unwrap_or_else(PoisonError::into_inner);
+                    for clue in deaths.explain(proc, &comm, how, last.as_ref(), available) {
+                        // The run may be over.
+                        drop(facts.send(EventKind::Clue(clue)));
+                    }
+                });
+            }
+            _ => {}
+        }
+    }
+}
