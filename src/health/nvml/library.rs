@@ -224,8 +224,9 @@ impl<'a> More<'a> {
         if let Some(before) = self.counters.replace(sample)
             && let Some(now) = &self.counters
         {
-            let all = gpm_metrics_get(nvml, &before, now, &WANTED);
-            for metric in self.notes.value("performance counters", all).unwrap_or_default() {
+            let all = self.notes.value("performance counters", gpm_metrics_get(nvml, &before, now, &WANTED));
+            self.no_counters = all.is_none();
+            for metric in all.unwrap_or_default() {
                 let Some(metric) = self.notes.value("performance counter", metric) else { continue };
                 // One digit is more than the counters are worth, and the journal keeps it.
                 let value = Some((metric.value * 10.0).round() / 10.0).filter(|value| value.is_finite());
