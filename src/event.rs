@@ -12,7 +12,8 @@ pub mod words;
 
 pub use finding::{Clue, Evidence, Finding, Gravity, HangKind, Suspicion, SuspicionStep};
 pub use measured::{
-    BenchSummary, EngineSample, GpuSample, Latency, LoadProgress, ProcSample, Reading, WorkloadSummary,
+    BenchSummary, EngineSample, GpuDetails, GpuHolder, GpuSample, Latency, LoadProgress, ProcSample, Reading,
+    WorkloadSummary,
 };
 pub use signal::signal_name;
 pub use window::{WindowEvent, WindowLine};

@@ -107,6 +107,9 @@ fn a_kill_without_a_source_is_concluded_from_the_memory_that_was_left() {
         cpu_s: 1.0,
         rss: 60 * GIB,
         threads: 1,
+        read_bytes: None,
+        written_bytes: None,
+        wchan: None,
     };
     let clues = Fake::new().deaths().explain(PROC, COMM, KILLED, Some(&last), Some(GIB));
     assert_eq!(causes(&clues), [("host-oom", true)]);

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use tokio::sync::{mpsc::unbounded_channel, watch};
-use varcas_guard::event::{EngineSample, EventKind, GpuSample, ProcId, Reading};
+use varcas_guard::event::{EngineSample, EventKind, GpuDetails, GpuSample, ProcId, ProcSample, Reading};
 use varcas_guard::health::gpu::ScriptedGpu;
 use varcas_guard::health::metrics::{self, Health, health, scrape};
 use varcas_guard::health::process::Sampler;
@@ -67,6 +67,37 @@ async fn a_stopped_process_shows_its_state_and_a_busy_one_its_cpu_time() {
     assert!(sampler.status(busy.pid()).unwrap().rss.unwrap() > 100_000);
     assert!(sampler.io(busy.pid()).unwrap().read_chars > 0);
     sampler.wchan(busy.pid()).unwrap();
+}
+
+#[tokio::test]
+async fn details_of_a_process_are_what_the_kernel_says_of_it() {
+    let running = Running::shell("read x");
+    let mut sampler = Sampler::new();
+    let proc = proc_of(&mut sampler, running.pid());
+    until("sleep", || sampler.sample(&[proc])[0].state == 'S').await;
+    let io = sampler.io(running.pid()).unwrap();
+    let wchan = sampler.wchan(running.pid()).unwrap();
+    let plain = sampler.sample(&[proc]).remove(0);
+    assert_eq!((plain.read_bytes, plain.written_bytes, &plain.wchan), (None, None, &None));
+    let details = sampler.sample_details(&[proc]).remove(0);
+    let expected =
+        ProcSample { read_bytes: Some(io.read_bytes), written_bytes: Some(io.written_bytes), wchan, ..plain };
+    assert_eq!(details, expected);
+}
+
+#[test]
+fn a_sample_of_an_older_journal_is_read_and_what_is_unknown_is_not_written() {
+    let old =
+        r#"{"proc":{"pid":7,"start":1},"ppid":1,"comm":"x","state":"S","cpu_s":1.0,"rss":1,"threads":1}"#;
+    let process: ProcSample = serde_json::from_str(old).unwrap();
+    assert_eq!(serde_json::to_string(&process).unwrap(), old);
+    let old = r#"{"gpu":0,"util":{"value":9},"mem_util":"stale","power_w":{"value":1.5},"mem_used":{"value":1},"mem_total":{"value":2}}"#;
+    let mut gpu: GpuSample = serde_json::from_str(old).unwrap();
+    assert_eq!(serde_json::to_string(&gpu).unwrap(), old);
+    gpu.details = Some(Box::new(GpuDetails { sm_mhz: Some(1980), ..GpuDetails::default() }));
+    let text = serde_json::to_string(&gpu).unwrap();
+    assert!(text.ends_with(r#","details":{"sm_mhz":1980}}"#), "{text}");
+    assert_eq!(serde_json::from_str::<GpuSample>(&text).unwrap(), gpu);
 }
 
 #[tokio::test]
@@ -250,6 +281,7 @@ async fn the_sampler_tells_what_each_sense_says_and_a_missing_driver_only_once()
                 }
                 EventKind::ProcessesSampled { processes } => {
                     assert_eq!(processes[0].proc, proc);
+                    assert_eq!(processes[0].read_bytes.is_some(), tree % 5 == 0, "sample {tree}");
                     tree += 1;
                 }
                 EventKind::GpusSampled(Reading::Unavailable { .. }) => gpus += 1,

@@ -83,6 +83,16 @@ pub struct ProcSample {
     pub rss: u64,
     /// Threads.
     pub threads: u64,
+    /// Bytes fetched from storage so far, also by page faults of a mapped file. Like the two below only in every fifth
+    /// sample, and only where the kernel lets us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bytes: Option<u64>,
+    /// Bytes sent to storage so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_bytes: Option<u64>,
+    /// The kernel function that the main thread sleeps in. In state D it is always asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wchan: Option<String>,
 }
 
 /// One GPU.
@@ -100,6 +110,64 @@ pub struct GpuSample {
     pub mem_used: Reading<u64>,
     /// Bytes in all.
     pub mem_total: Reading<u64>,
+    /// Number of a critical error (Xid) that the driver has reported since the last sample.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xid: Option<u64>,
+    /// What costs more and changes slowly: in every fifth sample.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Box<GpuDetails>>,
+}
+
+/// More of one GPU. What is not there is none, and why is told once in `unavailable`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GpuDetails {
+    /// Clock of the multiprocessors in MHz.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sm_mhz: Option<u32>,
+    /// Their highest clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sm_max_mhz: Option<u32>,
+    /// Clock of the memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_mhz: Option<u32>,
+    /// What holds the clocks down: `idle`, `power cap`, `hot`, ...; empty when nothing does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_limits: Option<Vec<String>>,
+    /// From the GPU over PCIe, in KB/s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pcie_tx_kbs: Option<u32>,
+    /// To the GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pcie_rx_kbs: Option<u32>,
+    /// Compute processes. Inside a container the list may be empty although memory is held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holders: Option<Vec<GpuHolder>>,
+    /// Uncorrected memory errors since the driver was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ecc_uncorrected: Option<u64>,
+    /// Percent of time that tensor cores worked since the last details (Hopper and later).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tensor_util: Option<f64>,
+    /// Percent of the memory's bandwidth that was used meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dram_util: Option<f64>,
+    /// Percent of time that a multiprocessor had work meanwhile, averaged over all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sm_util: Option<f64>,
+    /// What cannot be read and why, each once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unavailable: Vec<String>,
+}
+
+/// A process that holds memory of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuHolder {
+    /// Its pid as the driver knows it: that of the host, which inside a container matches nothing.
+    pub pid: u32,
+    /// Bytes it holds, if the driver says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
 }
 
 /// Percentiles of one latency, in milliseconds.

@@ -26,6 +26,9 @@ impl World {
             cpu_s: 10.0,
             rss: 2 << 30,
             threads: 48,
+            read_bytes: None,
+            written_bytes: None,
+            wchan: None,
         };
         Self {
             assessor: Assessor::new(Patience::default()),
@@ -108,6 +111,8 @@ fn gpu(util: u32, mem_util: u32, power: f64) -> Option<Reading<Vec<GpuSample>>> 
         power_w: Reading::Value(power),
         mem_used: Reading::Value(70 << 30),
         mem_total: Reading::Value(80 << 30),
+        xid: None,
+        details: None,
     }]))
 }
 

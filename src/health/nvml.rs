@@ -1,14 +1,13 @@
 //! NVML on a thread of its own. Its calls have been seen to sleep in the kernel for ever while a driver was ill, so
 //! whoever asks waits only until a deadline and the thread is given up with the call it hangs in.
 
-use super::gpu::{GpuMemory, GpuProcess, GpuSource};
+mod library;
+
+use super::gpu::{GpuMemory, GpuSource};
 use crate::event::{GpuSample, Reading};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use nvml_wrapper::enums::device::UsedGpuMemory;
-use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::{Device, Nvml};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -82,25 +81,39 @@ impl<T> Asked<T> {
 impl NvmlSource {
     /// Starts the thread; the library is loaded there with the first question, and only once.
     pub fn start() -> std::io::Result<Self> {
-        Self::with_driver(DEADLINE, || Box::new(Library { nvml: None }))
+        Self::with_thread(DEADLINE, library::answer)
     }
 
-    fn with_driver(
+    fn with_thread(
         deadline: Duration,
-        driver: impl FnOnce() -> Box<dyn Driver> + Send + 'static,
+        answer: impl FnOnce(Questions) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (requests, todo) = channel();
         // Never joined: it may hang in a system call that no signal interrupts.
-        std::thread::Builder::new().name("nvml".to_owned()).spawn(move || {
-            let mut driver = driver();
-            while let Ok(request) = todo.recv() {
-                match request {
-                    Request::Sample(answer) => drop(answer.send(driver.samples())),
-                    Request::Memory(answer) => drop(answer.send(driver.memory())),
-                }
-            }
-        })?;
+        std::thread::Builder::new().name("nvml".to_owned()).spawn(move || answer(Questions(todo)))?;
         Ok(Self { requests, sample: Asked::default(), memory: Asked::default(), deadline })
+    }
+}
+
+/// What the thread is asked.
+struct Questions(Receiver<Request>);
+
+impl Questions {
+    /// Waits for the first question; `None` when nobody will ask any more.
+    fn first(&self) -> Option<Request> {
+        self.0.recv().ok()
+    }
+
+    /// Answers that one and all that follow.
+    fn answer(&self, first: Request, driver: &mut dyn Driver) {
+        let mut next = Some(first);
+        while let Some(request) = next {
+            match request {
+                Request::Sample(answer) => drop(answer.send(driver.samples())),
+                Request::Memory(answer) => drop(answer.send(driver.memory())),
+            }
+            next = self.0.recv().ok();
+        }
     }
 }
 
@@ -114,103 +127,9 @@ impl GpuSource for NvmlSource {
     }
 }
 
-struct Library {
-    /// Absent until the first question; a failure is kept, because loading is expensive and the answer stays the same.
-    nvml: Option<Result<Nvml, String>>,
-}
-
-impl Library {
-    fn each<T>(&mut self, read: impl Fn(u32, &Device<'_>) -> T) -> Reading<Vec<T>> {
-        let nvml =
-            self.nvml.get_or_insert_with(|| Nvml::init().map_err(|error| format!("NVML: {}", chain(&error))));
-        let nvml = match nvml {
-            Ok(nvml) => nvml,
-            Err(why) => return Reading::Unavailable { why: why.clone() },
-        };
-        let all = nvml.device_count().and_then(|count| {
-            (0..count)
-                .map(|index| Ok(read(index, &nvml.device_by_index(index)?)))
-                .collect::<Result<Vec<T>, _>>()
-        });
-        match all {
-            Ok(all) => Reading::Value(all),
-            Err(error) => Reading::Unavailable { why: format!("NVML: {}", chain(&error)) },
-        }
-    }
-}
-
-/// The library's errors say little without their causes.
-fn chain(error: &NvmlError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
-}
-
-fn reading<T>(what: &str, result: Result<T, NvmlError>) -> Reading<T> {
-    match result {
-        Ok(value) => Reading::Value(value),
-        Err(error) => Reading::Unavailable { why: format!("{what}: {}", chain(&error)) },
-    }
-}
-
-impl Driver for Library {
-    fn samples(&mut self) -> Reading<Vec<GpuSample>> {
-        self.each(|gpu, device| {
-            // Not supported on a GPU that is cut into instances (MIG), and then unknown, not 0.
-            let rates = || device.utilization_rates();
-            let memory = || device.memory_info();
-            GpuSample {
-                gpu,
-                util: reading("utilisation", rates().map(|rates| rates.gpu)),
-                mem_util: reading("memory utilisation", rates().map(|rates| rates.memory)),
-                power_w: reading(
-                    "power",
-                    device.power_usage().map(|milliwatts| f64::from(milliwatts) / 1000.0),
-                ),
-                mem_used: reading("memory", memory().map(|memory| memory.used)),
-                mem_total: reading("memory", memory().map(|memory| memory.total)),
-            }
-        })
-    }
-
-    fn memory(&mut self) -> Reading<Vec<GpuMemory>> {
-        self.each(|gpu, device| GpuMemory {
-            gpu,
-            name: device.name().unwrap_or_else(|_| format!("GPU {gpu}")),
-            used: reading("memory", device.memory_info().map(|memory| memory.used)),
-            total: reading("memory", device.memory_info().map(|memory| memory.total)),
-            processes: reading(
-                "compute processes",
-                device.running_compute_processes().map(|all| {
-                    all.into_iter()
-                        .map(|process| GpuProcess {
-                            pid: process.pid,
-                            used: match process.used_gpu_memory {
-                                UsedGpuMemory::Used(bytes) => Reading::Value(bytes),
-                                UsedGpuMemory::Unavailable => {
-                                    Reading::Unavailable { why: "the driver does not say".to_owned() }
-                                }
-                            },
-                        })
-                        .collect()
-                }),
-            ),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc::Receiver;
 
     /// Answers each question only when the test lets it.
     struct Gated(Receiver<()>);
@@ -230,7 +149,12 @@ mod tests {
 
     fn gated(deadline: Duration) -> (NvmlSource, Sender<()>) {
         let (allow, gate) = channel();
-        (NvmlSource::with_driver(deadline, || Box::new(Gated(gate))).unwrap(), allow)
+        let thread = |questions: Questions| {
+            if let Some(first) = questions.first() {
+                questions.answer(first, &mut Gated(gate));
+            }
+        };
+        (NvmlSource::with_thread(deadline, thread).unwrap(), allow)
     }
 
     const SHORT: Duration = Duration::from_millis(20);

@@ -1,8 +1,8 @@
 //! The processes of a run, as the kernel sees them. The parsers take text and are pure; [`Sampler`] reads `/proc`.
 //!
 //! One file a process and sample: `/proc/PID/stat` has state, CPU time, memory and threads, and unlike `status` or
-//! `smaps` it costs a few microseconds. `status`, `io` and `wchan` are read when somebody asks why a process stands
-//! still.
+//! `smaps` it costs a few microseconds. `io` and `wchan` are read too where details are asked for, and `wchan` whenever a
+//! process sleeps uninterruptibly.
 
 use crate::event::{ProcId, ProcSample};
 use std::fs::File;
@@ -206,11 +206,27 @@ impl Sampler {
 
     /// Samples the given processes. One that is gone, or whose pid now belongs to another process, is left out.
     pub fn sample(&mut self, processes: &[ProcId]) -> Vec<ProcSample> {
+        self.sample_with(processes, false)
+    }
+
+    /// The same with bytes read and written and what each process waits for, where the kernel lets us; that costs three
+    /// times as much.
+    pub fn sample_details(&mut self, processes: &[ProcId]) -> Vec<ProcSample> {
+        self.sample_with(processes, true)
+    }
+
+    fn sample_with(&mut self, processes: &[ProcId], details: bool) -> Vec<ProcSample> {
         let mut samples = Vec::with_capacity(processes.len());
         for wanted in processes {
-            if let Some(stat) = self.stat(wanted.pid).filter(|stat| stat.proc == *wanted) {
-                samples.push(self.to_sample(stat));
+            let Some(stat) = self.stat(wanted.pid).filter(|stat| stat.proc == *wanted) else { continue };
+            let mut sample = self.to_sample(stat);
+            if details && let Ok(io) = self.io(wanted.pid) {
+                (sample.read_bytes, sample.written_bytes) = (Some(io.read_bytes), Some(io.written_bytes));
             }
+            if details || sample.state == 'D' {
+                sample.wchan = self.wchan(wanted.pid).ok().flatten();
+            }
+            samples.push(sample);
         }
         samples
     }
@@ -236,6 +252,9 @@ impl Sampler {
             cpu_s: stat.ticks as f64 / self.ticks_per_second,
             rss: stat.rss_pages * self.page,
             threads: stat.threads,
+            read_bytes: None,
+            written_bytes: None,
+            wchan: None,
         }
     }
 

@@ -36,6 +36,9 @@ pub struct DiskPlaces {
     pub logs: Vec<PathBuf>,
 }
 
+/// Details of processes are in the first sample and in every so many after it.
+const DETAILS_EVERY: u64 = 5;
+
 /// A disk that answers later than this is told as such.
 const DISK_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -121,9 +124,13 @@ async fn sample_processes(
     events: UnboundedSender<EventKind>,
 ) {
     let mut sampler = Sampler::new();
-    loop {
+    for round in 0u64.. {
         ticks.tick().await;
-        let processes = sampler.sample(&processes.borrow());
+        let processes = if round.is_multiple_of(DETAILS_EVERY) {
+            sampler.sample_details(&processes.borrow())
+        } else {
+            sampler.sample(&processes.borrow())
+        };
         if events.send(EventKind::ProcessesSampled { processes }).is_err() {
             return;
         }
