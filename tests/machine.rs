@@ -141,6 +141,9 @@ impl Driven {
                 cpu_s: 1.0,
                 rss: 1 << 30,
                 threads: 4,
+                read_bytes: None,
+                written_bytes: None,
+                wchan: None,
             };
             self.give(EventKind::ProcessesSampled { processes: vec![sample] });
             if let Some(kind) = each(second).filter(|_| self.machine.phase() == phase) {

@@ -47,9 +47,12 @@ pub struct Patience {
     /// See [`HangKind::GpuIdleHostIdle`].
     #[serde(with = "secs")]
     pub idle: Duration,
-    /// See [`HangKind::HostBusy`]: a first request that compiles takes 60 s on a slow machine.
+    /// See [`HangKind::HostBusy`].
     #[serde(with = "secs")]
     pub host_busy: Duration,
+    /// The same during the warm-up: the first requests compile, for 60 s and more where the machine is busy.
+    #[serde(with = "secs")]
+    pub compile: Duration,
     /// See [`HangKind::DriverDead`].
     #[serde(with = "secs")]
     pub driver_dead: Duration,
@@ -86,6 +89,7 @@ impl Default for Patience {
             gpu_spin: s(60),
             idle: s(60),
             host_busy: s(180),
+            compile: s(300),
             driver_dead: s(60),
             client: s(180),
             undetermined: s(180),

@@ -210,6 +210,12 @@ pub const SETTINGS: &[Setting] = &[
         "the CPU works, but nothing comes of it",
     ),
     setting(
+        "patience.compile",
+        None,
+        Kind::Span(SECOND, |p, v| p.health.patience.compile = v),
+        "the same during the warm-up, whose first requests compile",
+    ),
+    setting(
         "patience.driver-dead",
         None,
         Kind::Span(SECOND, |p, v| p.health.patience.driver_dead = v),

@@ -1,7 +1,7 @@
 //! One sentence for each event that a person should hear of. The console, the timeline of the report and the guard's own
 //! log use the same words, so that they never disagree.
 
-use super::{EventKind, Severity, WindowEvent, signal_name};
+use super::{EventKind, ExitHow, Gravity, Severity, WindowEvent, signal_name};
 use crate::time::human;
 
 /// The sentence; nothing for samples and for what another line says already.
@@ -43,6 +43,12 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
             _ => return None,
         },
         EventKind::WindowsClosed { workers } => format!("all windows are closed ({workers} workers)"),
+        // Compilers and other helpers come and go.
+        EventKind::ProcessExited { comm, how: ExitHow::Code { code: 0 }, main: false, .. }
+            if !comm.starts_with("VLLM::") =>
+        {
+            return None;
+        }
         EventKind::ProcessExited { proc, comm, how, .. } => format!("{comm} ({proc}) ended with {how}"),
         EventKind::SignalSent { signal, targets, why } => {
             format!("{} to {} processes: {why}", signal_name(*signal), targets.len())
@@ -77,6 +83,7 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
             let bad = checks.iter().filter(|check| check.severity >= Severity::Warn).count();
             if bad == 0 { return None } else { format!("preflight found {bad} problems") }
         }
+        EventKind::Finding(finding) if finding.gravity < Gravity::Suspect => return None,
         EventKind::Finding(finding) => {
             format!("log line {}: {}: {}", finding.line, finding.rule, finding.text)
         }

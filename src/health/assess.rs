@@ -149,7 +149,12 @@ impl Assessor {
             EventKind::Window(line) => self.window(now, line.rank, &line.what),
             EventKind::Probed { error: None, .. } if self.serving() => self.move_on(now),
             EventKind::Probed { error: Some(_), .. } => self.probe_failed = Some(now),
-            EventKind::ProcessSeen { .. } if self.phase == Phase::Loading => self.move_on(now),
+            // Compilers come and go.
+            EventKind::ProcessSeen { .. } | EventKind::ProcessExited { .. }
+                if matches!(self.phase, Phase::Loading | Phase::WarmUp) =>
+            {
+                self.move_on(now);
+            }
             EventKind::Finding(finding) => match finding.cause.as_str() {
                 "kineto-thread-mismatch" => self.kineto = true,
                 "profiler-flush-stall" => {
@@ -306,6 +311,7 @@ impl Assessor {
             HangKind::DriverDead => p.driver_dead,
             HangKind::GpuSpin => p.gpu_spin,
             HangKind::GpuIdleHostIdle => p.idle,
+            HangKind::HostBusy if self.phase == Phase::WarmUp => p.compile,
             HangKind::HostBusy => p.host_busy,
             HangKind::Client => p.client,
             HangKind::Undetermined => p.undetermined,
@@ -417,6 +423,10 @@ impl Assessor {
 
     fn tell(&mut self, now: Duration) -> Option<Suspicion> {
         let life = self.judge(now);
+        if life == Life::NotWatched {
+            self.told = None;
+            return None;
+        }
         let new = match &life {
             Life::Standing(suspicion) => Some((suspicion.step, suspicion.kind)),
             _ => None,
