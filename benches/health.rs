@@ -1,5 +1,5 @@
-//! What the senses cost: the scan of a log of 1 GB beside `grep` with the same patterns, and the samples. CPU time, not
-//! wall time, because other people work on the same cores. `cargo bench --bench health`.
+//! What the senses cost: the scan of a log of 1 GB beside `rg` and `grep` with the same patterns, and the samples. CPU time,
+//! not wall time, because other people work on the same cores. `cargo bench --bench health`.
 
 #![expect(clippy::unwrap_used, reason = "a bench that cannot prepare its ground has failed")]
 
@@ -123,9 +123,20 @@ fn scanning() {
     );
     let patterns = dir.path().join("patterns");
     std::fs::write(&patterns, grep_patterns(&rules)).unwrap();
-    let (mut ours, mut grep, mut count_lines) = (Vec::new(), Vec::new(), Vec::new());
+    let verbatim = dir.path().join("verbatim");
+    let all: Vec<&str> = rules.rules().iter().map(|rule| rule.pattern.as_str()).collect();
+    std::fs::write(&verbatim, all.join("\n")).unwrap();
+    let has_rg = Command::new("rg").arg("--version").output().is_ok();
+    let (mut ours, mut rg, mut grep, mut count_lines) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
         ours.push(cpu_of(|| assert_eq!(scan_file(&rules, &path), 1)));
+        if has_rg {
+            let mut command = Command::new("rg");
+            command.args(["--no-config", "--threads", "1", "-a", "-c", "-f"]).arg(&verbatim).arg(&path);
+            let (cpu, matches) = cpu_of_child(&mut command);
+            assert_eq!(matches, "1");
+            rg.push(cpu);
+        }
         let mut command = Command::new("grep");
         command.env("LC_ALL", "C").args(["-c", "-E", "-f"]).arg(&patterns).arg(&path);
         let (cpu, matches) = cpu_of_child(&mut command);
@@ -134,6 +145,10 @@ fn scanning() {
         count_lines.push(cpu_of_child(Command::new("wc").arg("-l").arg(&path)).0);
     }
     let ours = show("read and scan, all rules", ours);
+    if has_rg {
+        let rg = show("rg -a -c -f patterns    ", rg);
+        println!("median: {:.2} times rg", rg / ours);
+    }
     let grep = show("grep -c -E -f patterns  ", grep);
     show("wc -l                   ", count_lines);
     println!("median: {:.2} GB/s of CPU time, {:.2} times grep", size / ours, grep / ours);

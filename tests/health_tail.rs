@@ -375,3 +375,14 @@ async fn a_drained_watch_has_told_everything_and_also_the_last_words_without_a_l
     assert_eq!((finding.cause.as_str(), finding.line), ("shm-exhausted", 100_001));
     assert!(events.try_recv().is_err());
 }
+
+#[tokio::test]
+async fn a_log_that_never_appears_is_no_trouble_and_holds_nothing_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (watch, mut events, _phase) = watch_log(&dir.path().join("never/server.log"));
+    tokio::time::timeout(Duration::from_secs(60), watch.drain()).await.unwrap();
+    assert_eq!((watch.bytes(), watch.trouble()), (0, None));
+    drop(watch);
+    // The thread is gone, and with it the sender.
+    assert!(tokio::time::timeout(Duration::from_secs(60), events.recv()).await.unwrap().is_none());
+}
