@@ -343,6 +343,12 @@ fn nothing_moving_while_requests_are_open_is_a_hang_with_a_name() {
         let mut told = run.suspicions();
         told.dedup();
         assert!(steps.iter().all(|step| told.contains(&(*step, kind))), "{told:?}");
+        run.stand(5, state, |_| None);
+        assert_eq!(
+            run.suspicions().last(),
+            Some(&(SuspicionStep::Act, kind)),
+            "after the decision nothing is judged"
+        );
     }
 }
 

@@ -41,6 +41,9 @@ const MIN_GAPS: usize = 100;
 /// What moves so soon after the stock profiler was asked to stop may have moved before.
 const SETTLING: Duration = Duration::from_secs(5);
 
+/// So often must the engine move before the stock profiler is taken to be done.
+const STOCK_MOVES: u32 = 5;
+
 /// Resident memory or files must grow by this much to be a sign of life.
 const GROWTH: u64 = 256 << 10;
 
@@ -63,11 +66,17 @@ pub struct Assessor {
     signs: Signs,
     memory: Level,
     gpu_memory: Level,
+    /// Bytes that the processes have written to files, and read from them.
+    written: Level,
+    read: Level,
     traces: u64,
     logs: u64,
     open_flushes: HashSet<(u32, u32)>,
     /// The stock profiler was asked to stop; it says nothing more until it is done.
     stock_flush: bool,
+    /// How often the engine has moved since; one step in the middle does not end it (measured on an H100: `stop()` took
+    /// 70 s, then the engine took a step, then the export took minutes).
+    stock_moves: u32,
     flush_began: Option<Duration>,
     grew: Duration,
     gaps: VecDeque<Duration>,
@@ -95,10 +104,13 @@ impl Assessor {
             signs: Signs::default(),
             memory: Level::default(),
             gpu_memory: Level::default(),
+            written: Level::default(),
+            read: Level::default(),
             traces: 0,
             logs: 0,
             open_flushes: HashSet::new(),
             stock_flush: false,
+            stock_moves: 0,
             flush_began: None,
             grew: Duration::ZERO,
             gaps: VecDeque::new(),
@@ -130,10 +142,15 @@ impl Assessor {
             EventKind::ProcessesSampled { processes } => {
                 self.signs.processes(now, processes);
                 let grew = self.memory.grows_to(processes.iter().map(|process| process.rss).sum());
-                if self.phase == Phase::Loading && (self.signs.cpu_rate() >= 0.02 || grew) {
+                let written = processes.iter().map(|process| process.written_bytes);
+                let wrote = written.sum::<Option<u64>>().is_some_and(|sum| self.written.grows_to(sum));
+                let read = processes.iter().map(|process| process.read_bytes);
+                let fetched = read.sum::<Option<u64>>().is_some_and(|sum| self.read.grows_to(sum));
+                if self.phase == Phase::Loading && (self.signs.cpu_rate() >= 0.02 || grew || wrote || fetched)
+                {
                     self.move_on(now);
                 }
-                if grew {
+                if grew || wrote {
                     self.grew = now;
                 }
             }
@@ -158,7 +175,7 @@ impl Assessor {
             EventKind::Finding(finding) => match finding.cause.as_str() {
                 "kineto-thread-mismatch" => self.kineto = true,
                 "profiler-flush-stall" => {
-                    self.stock_flush = true;
+                    (self.stock_flush, self.stock_moves) = (true, 0);
                     self.flush_began.get_or_insert(now);
                     self.grew = now;
                 }
@@ -212,8 +229,9 @@ impl Assessor {
             }
             // The last steps before the stop may be seen after the log line.
             let begun = self.flush_began.is_none_or(|began| now.saturating_sub(began) > SETTLING);
-            if self.stock_flush && begun {
-                self.stock_flush = false;
+            self.stock_moves += u32::from(self.stock_flush && begun);
+            if self.stock_moves >= STOCK_MOVES {
+                (self.stock_flush, self.stock_moves) = (false, 0);
                 self.flush_began = None;
             }
         }

@@ -292,6 +292,35 @@ fn a_flush_that_grows_for_five_minutes_is_borne_and_named() {
     }
 }
 
+/// As seen on an H100 with vLLM 0.22.1: the recording is stopped, the engine takes one step, and the export goes on.
+#[test]
+fn one_step_in_the_middle_does_not_end_the_flush_of_the_stock_profiler() {
+    let mut world = World::serving();
+    world.event(&finding("profiler-flush-stall"));
+    let work = |world: &mut World| {
+        world.process.cpu_s += 1.0;
+        world.process.rss += 1 << 20;
+    };
+    world.run(70, work);
+    world.run(1, World::progress);
+    world.run(200, work);
+    assert_eq!(world.act(0), None, "{:?}", world.told);
+    let kinds: Vec<_> = world.told.iter().map(|(_, suspicion)| suspicion.kind).collect();
+    assert!(kinds.iter().all(|kind| *kind == HangKind::ProfilerFlush), "{kinds:?}");
+}
+
+#[test]
+fn a_flush_that_writes_a_file_grows() {
+    let mut world = World::serving();
+    world.event(&finding("profiler-flush-stall"));
+    world.process.written_bytes = Some(0);
+    world.run(300, |world| {
+        world.process.written_bytes = world.process.written_bytes.map(|sum| sum + (1 << 20))
+    });
+    assert_eq!(world.act(0), None, "{:?}", world.told);
+    assert_eq!(world.told[0].1.kind, HangKind::ProfilerFlush);
+}
+
 #[test]
 fn a_flush_that_no_longer_grows_is_judged_as_any_standstill() {
     let mut world = World::serving();

@@ -120,7 +120,7 @@ impl Signs {
 
     pub(super) fn name(&self) -> Verdict {
         let named = |kind, reason: String| Verdict { kind, reasons: vec![reason] };
-        if let Some((pid, comm)) = self.in_every_look(|look| &look.stopped) {
+        if let Some((pid, comm)) = self.stopped() {
             return named(HangKind::Stopped, format!("{comm} (pid {pid}) is stopped by a signal"));
         }
         if self.gpus.len() >= ENOUGH && self.gpus.iter().all(|(_, sample)| sample.is_none()) {
@@ -149,6 +149,13 @@ impl Signs {
             return named(HangKind::HostBusy, "a process waits for a CPU".to_owned());
         }
         named(HangKind::GpuIdleHostIdle, format!("the processes use {cpu:.2} CPU cores and no GPU is busy"))
+    }
+
+    /// Nothing resembles it, so the last two looks are enough.
+    fn stopped(&self) -> Option<(i32, String)> {
+        let mut looks = self.looks.iter().rev();
+        let (last, before) = (looks.next()?, looks.next()?);
+        last.stopped.iter().find(|process| before.stopped.contains(process)).cloned()
     }
 
     /// A process that is in a list in every look of the window, and there are at least two.

@@ -168,26 +168,27 @@ impl Machine {
         out
     }
 
-    /// The assessor hears the fact and what was concluded from it.
+    /// The assessor hears the fact and what was concluded from it, also from what it said itself.
     fn sense(&mut self, at: Stamp, fact: &EventKind, out: &mut Vec<Action>) {
         let mut suspicion = self.assessor.feed(at, fact);
-        for action in out.iter() {
-            if let Action::Conclude(conclusion) = action {
-                suspicion = self.assessor.feed(at, conclusion).or(suspicion);
+        let mut heard = 0;
+        loop {
+            while let Some(action) = out.get(heard) {
+                if let Action::Conclude(conclusion) = action {
+                    suspicion = self.assessor.feed(at, conclusion).or(suspicion);
+                }
+                heard += 1;
             }
-        }
-        let Some(suspicion) = suspicion else { return };
-        out.push(Action::Conclude(EventKind::Suspicion(suspicion.clone())));
-        match suspicion.step {
-            SuspicionStep::Suspect
-                if matches!(self.state, RunState::WarmUp { .. } | RunState::Measuring(_)) =>
-            {
-                out.push(Action::Probe);
+            let Some(suspicion) = suspicion.take() else { return };
+            out.push(Action::Conclude(EventKind::Suspicion(suspicion.clone())));
+            let serving = matches!(self.state, RunState::WarmUp { .. } | RunState::Measuring(_));
+            match suspicion.step {
+                SuspicionStep::Suspect if serving => out.push(Action::Probe),
+                SuspicionStep::Act if self.plan.health.on_hang == OnHang::Kill => {
+                    self.on_hang(at.mono, &suspicion, out);
+                }
+                _ => {}
             }
-            SuspicionStep::Act if self.plan.health.on_hang == OnHang::Kill => {
-                self.on_hang(at.mono, &suspicion, out);
-            }
-            _ => {}
         }
     }
 

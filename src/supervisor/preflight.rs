@@ -217,7 +217,7 @@ async fn interpreter(plan: &Plan) -> (Check, ServerFacts) {
             };
             (check, ServerFacts::default())
         }
-        ServerKind::Vllm => match probe_python(&plan.server.python).await {
+        ServerKind::Vllm => match probe_python(&plan.server.python, &plan.server.env).await {
             Ok(facts) => {
                 let version = facts.version.as_deref().unwrap_or("of unknown version");
                 let device = facts.device.as_deref().unwrap_or("an unknown device");
@@ -234,9 +234,9 @@ async fn interpreter(plan: &Plan) -> (Check, ServerFacts) {
     }
 }
 
-async fn probe_python(python: &Path) -> Result<ServerFacts, String> {
+async fn probe_python(python: &Path, env: &BTreeMap<String, String>) -> Result<ServerFacts, String> {
     let mut command = tokio::process::Command::new(python);
-    command.args(["-c", server::PROBE_PY]).stdin(Stdio::null()).kill_on_drop(true);
+    command.args(["-c", server::PROBE_PY]).envs(env).stdin(Stdio::null()).kill_on_drop(true);
     let output = match tokio::time::timeout(PROBE_PATIENCE, command.output()).await {
         Err(_) => {
             return Err(format!("{} did not answer within {}", python.display(), human(PROBE_PATIENCE)));
