@@ -4,14 +4,14 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
+mod real_support;
 
-use e2e_support::{Finished, Place, Running, wait_for};
+use e2e_support::{Finished, wait_for};
+use real_support::{Bench, process, under_load};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
-use varcas_guard::event::{
-    Ending, Event, EventKind, HangKind, LoadProgress, Outcome, Phase, ProcId, SuspicionStep,
-};
+use varcas_guard::event::{Ending, Event, EventKind, HangKind, Outcome, Phase, ProcId, SuspicionStep};
 use varcas_guard::supervisor::os;
 use varcas_guard::time::wall_now;
 
@@ -19,124 +19,18 @@ use varcas_guard::time::wall_now;
 const PATIENCE: &str = "[patience]\nsuspect-after = \"3s\"\nstopped = \"8s\"\nidle = \"8s\"\nhost-busy = \"12s\"\n\
                         undetermined = \"20s\"\nadapt-factor = 1.0\n";
 
-/// The toy model of `real_vllm.rs`.
-const MAKE_MODEL: &str = r#"
-import json, os, sys
-out = sys.argv[1]
-os.makedirs(out)
-words = ["<unk>", "<s>", "</s>"] + [f"w{n}" for n in range(3, 2048)]
-tokenizer = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
-             "model": {"type": "WordLevel", "vocab": {w: n for n, w in enumerate(words)}, "unk_token": "<unk>"}}
-config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-model = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
-         "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32,
-         "vocab_size": 2048, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-         "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "torch_dtype": "bfloat16"}
-for name, value in [("tokenizer.json", tokenizer), ("tokenizer_config.json", config), ("config.json", model)]:
-    json.dump(value, open(os.path.join(out, name), "w"))
-"#;
-
-/// A place with a toy model and the folder with the faults.
-struct Bench {
-    place: Place,
-    python: PathBuf,
-}
-
-impl Bench {
-    fn new() -> Option<Self> {
-        let Some(python) = std::env::var_os("VARCAS_TEST_PYTHON").filter(|value| !value.is_empty()) else {
-            eprintln!(
-                "SKIPPED: VARCAS_TEST_PYTHON names no interpreter with vLLM; no real fault was provoked"
-            );
-            return None;
-        };
-        let (place, python) = (Place::new(), PathBuf::from(python));
-        let made = Command::new(&python).args(["-c", MAKE_MODEL]).arg(place.path("model")).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        std::fs::create_dir(place.path("faults")).unwrap();
-        let text = include_str!("real_support/sitecustomize.py");
-        std::fs::write(place.path("faults/sitecustomize.py"), text).unwrap();
-        Some(Self { place, python })
-    }
-
-    fn start(&self, workers: u32) -> Running<'_> {
-        self.start_with(workers, PATIENCE)
-    }
-
-    fn start_with(&self, workers: u32, patience: &str) -> Running<'_> {
-        let config = self.place.path("guard.toml");
-        let text = format!(
-            "retries = 0\n[server.env]\nVLLM_CPU_KVCACHE_SPACE = \"1\"\nVLLM_CPU_OMP_THREADS_BIND = \"nobind\"\n\
-             OMP_NUM_THREADS = \"1\"\nHF_HUB_OFFLINE = \"1\"\nPYTHONPATH = {:?}\nVARCAS_TEST_FAULT = {:?}\n\
-             TORCHINDUCTOR_CACHE_DIR = {:?}\n[load]\nrate = 3.0\n{patience}",
-            self.place.path("faults"),
-            self.place.path("fault"),
-            // One for all tests, or each would compile for half a minute.
-            concat!(env!("CARGO_TARGET_TMPDIR"), "/inductor"),
-        );
-        std::fs::write(&config, text).unwrap();
-        let (config, python, model) =
-            (text_of(config), text_of(self.python.clone()), text_of(self.place.path("model")));
-        let (port, workers) = (self.place.port.to_string(), workers.to_string());
-        self.place.start(
-            "out",
-            &[
-                "run",
-                "--duration",
-                "10m",
-                "--port",
-                &port,
-                "--config",
-                &config,
-                "--python",
-                &python,
-                "--model",
-                &model,
-                "out",
-                "--",
-                "--load-format",
-                "dummy",
-                "--dtype",
-                "bfloat16",
-                "--max-model-len",
-                "1024",
-                "-tp",
-                &workers,
-            ],
-        )
-    }
-
-    /// The engine's next step does this. Returns when (Unix seconds).
-    fn provoke(&self, fault: &str) -> f64 {
-        let now = unix_now();
-        std::fs::write(self.place.path("fault.new"), fault).unwrap();
-        std::fs::rename(self.place.path("fault.new"), self.place.path("fault")).unwrap();
-        now
-    }
-}
-
-fn text_of(path: PathBuf) -> String {
-    path.into_os_string().into_string().unwrap()
+/// The engine's next step does this. Returns when (Unix seconds).
+fn provoke(bench: &Bench, fault: &str) -> f64 {
+    let now = unix_now();
+    std::fs::write(bench.place.path("fault.new"), fault).unwrap();
+    std::fs::rename(bench.place.path("fault.new"), bench.place.path("fault")).unwrap();
+    now
 }
 
 fn unix_now() -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "microseconds are enough")]
     let now = wall_now().as_microsecond() as f64 / 1e6;
     now
-}
-
-fn under_load(running: &mut Running<'_>) {
-    running.until("answers", |kind| match kind {
-        EventKind::LoadProgressed(LoadProgress { completed, .. }) if *completed > 2 => Some(()),
-        _ => None,
-    });
-}
-
-fn process(running: &mut Running<'_>, title: &str) -> ProcId {
-    running.until(title, |kind| match kind {
-        EventKind::ProcessSeen { proc, comm, .. } if comm.starts_with(title) => Some(*proc),
-        _ => None,
-    })
 }
 
 fn at(event: &Event) -> f64 {
@@ -219,7 +113,7 @@ fn kill(victim: ProcId) -> f64 {
 #[test]
 fn a_stopped_engine_is_named_stopped() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start(1);
+    let mut running = bench.start("out", "10m", 1, PATIENCE);
     under_load(&mut running);
     let engine = process(&mut running, "VLLM::Engine");
     let since = unix_now();
@@ -230,9 +124,9 @@ fn a_stopped_engine_is_named_stopped() {
 #[test]
 fn a_loop_in_the_worker_is_named_host_busy_and_its_stack_is_saved() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start(1);
+    let mut running = bench.start("out", "10m", 1, PATIENCE);
     under_load(&mut running);
-    let since = bench.provoke("loop");
+    let since = provoke(&bench, "loop");
     let done = running.wait();
     hang(&done, &bench, since, HangKind::HostBusy, 12.0);
     assert_stacks(&done, "in _loop");
@@ -241,9 +135,9 @@ fn a_loop_in_the_worker_is_named_host_busy_and_its_stack_is_saved() {
 #[test]
 fn a_worker_that_waits_for_a_lock_is_a_deadlock_and_its_stack_is_saved() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start(1);
+    let mut running = bench.start("out", "10m", 1, PATIENCE);
     under_load(&mut running);
-    let since = bench.provoke("lock");
+    let since = provoke(&bench, "lock");
     let done = running.wait();
     hang(&done, &bench, since, HangKind::GpuIdleHostIdle, 8.0);
     assert_stacks(&done, "in _lock");
@@ -252,7 +146,7 @@ fn a_worker_that_waits_for_a_lock_is_a_deadlock_and_its_stack_is_saved() {
 #[test]
 fn a_killed_engine_is_a_crash() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start(1);
+    let mut running = bench.start("out", "10m", 1, PATIENCE);
     under_load(&mut running);
     let engine = process(&mut running, "VLLM::Engine");
     let since = kill(engine);
@@ -262,7 +156,7 @@ fn a_killed_engine_is_a_crash() {
 #[test]
 fn a_killed_worker_of_two_is_a_crash() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start(2);
+    let mut running = bench.start("out", "10m", 2, PATIENCE);
     under_load(&mut running);
     let worker = process(&mut running, "VLLM::Worker");
     let since = kill(worker);
@@ -272,7 +166,7 @@ fn a_killed_worker_of_two_is_a_crash() {
 #[test]
 fn an_engine_killed_while_it_loads_is_a_failed_start() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start(1);
+    let mut running = bench.start("out", "10m", 1, PATIENCE);
     let engine = process(&mut running, "VLLM::Engine");
     let since = kill(engine);
     death(&running.wait(), &bench, engine, since, Outcome::StartupFailure);
@@ -311,12 +205,12 @@ impl Drop for Cgroup {
 fn the_oom_killer_of_a_small_cgroup_is_named() {
     let Some(bench) = Bench::new() else { return };
     let Some(group) = Cgroup::new(6 << 30) else { return };
-    let mut running = bench.start(1);
+    let mut running = bench.start("out", "10m", 1, PATIENCE);
     // The guard too, as in a container.
     std::fs::write(group.0.join("cgroup.procs"), running.id.pid.to_string()).unwrap();
     under_load(&mut running);
     let engine = process(&mut running, "VLLM::Engine");
-    let since = bench.provoke("memory");
+    let since = provoke(&bench, "memory");
     let done = running.wait();
     let ending = death(&done, &bench, engine, since, Outcome::Crash);
     drop(group);
@@ -356,7 +250,7 @@ impl Drop for Small {
 #[test]
 fn a_full_trace_folder_switches_the_profiler_off_and_the_engine_goes_on() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start(1);
+    let mut running = bench.start("out", "10m", 1, PATIENCE);
     running.until("the server's first process", |kind| {
         matches!(kind, EventKind::ServerSpawned { .. }).then_some(())
     });
