@@ -248,3 +248,27 @@ fn reap_leaves_a_living_run_alone() {
     running.signal(2);
     assert_eq!(running.wait().code, Some(130));
 }
+
+#[test]
+fn a_file_of_rules_with_mistakes_is_refused_with_file_and_line() {
+    let place = Place::new();
+    let rule = |id: &str, pattern: &str, example: &str| {
+        format!(
+            "[[rule]]\nid = \"{id}\"\npattern = '{pattern}'\ncause = \"mine\"\nseverity = \"fatal\"\n\
+             source = \"us\"\nexample = \"{example}\"\n\n"
+        )
+    };
+    let text = rule("one", "something (bad", "something bad")
+        + &rule("two", "something else", "nothing of the kind")
+        + &rule("cuda-oom", "quite another", "quite another");
+    std::fs::write(place.path("rules.toml"), text).unwrap();
+    let answer = place.ask(&["run", "--server", "sim", "--rules", "rules.toml", "out"]);
+    assert_eq!(answer.code, Some(2), "{answer:?}");
+    for told in ["rules.toml:3: ", "rules.toml:15: ", "rules.toml:18: ", "is taken by built-in rules:"] {
+        assert!(answer.err.contains(told), "{told} in {}", answer.err);
+    }
+    assert!(!place.path("out").exists());
+    let answer = place.ask(&["check", "--server", "sim", "--rules", "no-such.toml"]);
+    assert_eq!(answer.code, Some(2), "{answer:?}");
+    assert!(answer.err.contains("no-such.toml"), "{}", answer.err);
+}

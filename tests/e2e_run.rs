@@ -3,10 +3,10 @@
 
 mod e2e_support;
 
-use e2e_support::{FAST, Finished, Place};
+use e2e_support::{FAST, Finished, Place, wait_for};
 use serde_json::{Value, json};
 use std::path::Path;
-use varcas_guard::event::{EventKind, Outcome, Phase};
+use varcas_guard::event::{EventKind, Outcome, Phase, SuspicionStep};
 
 const SIGINT: i32 = 2;
 const SIGTERM: i32 = 15;
@@ -235,4 +235,46 @@ fn any_server_can_be_given_as_a_command_line() {
     assert_eq!(done.report()["argv"][1], "__sim");
     done.assert_nothing_left(&place);
     done.assert_replays(&place);
+}
+
+#[test]
+fn a_line_that_a_rule_of_the_user_calls_fatal_ends_the_attempt() {
+    let place = Place::new();
+    let rules = "[[rule]]\nid = \"mine\"\npattern = 'Application startup complete'\ncause = \"mine\"\nseverity = \"fatal\"\n\
+                 source = \"us\"\nexample = \"INFO:     Application startup complete.\"\n";
+    std::fs::write(place.path("rules.toml"), rules).unwrap();
+    let config = place.config(FAST, "");
+    let done = place.run("out", &config, &["--rules", "rules.toml"]).wait();
+    assert_eq!(done.code, Some(75), "{}", done.told());
+    let endings = done.endings();
+    assert!(endings[0].reason.contains("Application startup complete"), "{endings:?}");
+    let saved = done
+        .events()
+        .iter()
+        .any(|event| matches!(&event.kind, EventKind::EvidenceSaved { items } if !items.is_empty()));
+    assert!(saved, "{}", done.told());
+    assert!(done.out.join("attempt-1/evidence/index.json").is_file());
+    done.assert_nothing_left(&place);
+    done.assert_replays(&place);
+}
+
+#[test]
+fn an_observer_lets_a_hang_be_and_tells_it() {
+    let place = Place::new();
+    let config = place.config(
+        &format!("{FAST},fault=hang@step:60"),
+        "[patience]\nsuspect-after = \"1s\"\nidle = \"2s\"\n[health]\non-hang = \"observe\"\n",
+    );
+    let mut running = place.run("out", &config, &["--duration", "10m"]);
+    running.until("the decision that is not made", |kind| match kind {
+        EventKind::Suspicion(suspicion) if suspicion.step == SuspicionStep::Act => Some(()),
+        _ => None,
+    });
+    let sampled = running.events().len();
+    wait_for("the run to go on", || (running.events().len() > sampled + 10).then_some(()));
+    running.signal(2);
+    running.signal(2);
+    let done = running.wait();
+    assert_eq!(done.code, Some(130), "{}", done.told());
+    assert_eq!(done.endings()[0].outcome, Outcome::Stopped);
 }

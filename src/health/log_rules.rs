@@ -149,7 +149,7 @@ impl Rules {
         let mut rules = Vec::new();
         let mut needles = Vec::new();
         let mut seen: HashMap<String, String> = HashMap::new();
-        for (file, text) in std::iter::once(&("rules.toml", BUILTIN)).chain(files) {
+        for (file, text) in std::iter::once(&("built-in rules", BUILTIN)).chain(files) {
             let line_of = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
             let mut wrong = |at: usize, problem: String| {
                 errors.push(RulesError { file: (*file).to_owned(), line: line_of(at), problem })

@@ -91,7 +91,7 @@ fn an_example_that_does_not_match_and_a_near_miss_that_does_are_refused_with_the
 fn a_duplicate_id_names_the_first_one() {
     let text = format!("{MINE}{MINE}");
     assert!(errors(&text)[0].contains("taken by mine.toml:3"), "{:?}", errors(&text));
-    assert!(errors(&MINE.replace("\"mine\"", "\"cuda-oom\""))[0].contains("taken by rules.toml:"));
+    assert!(errors(&MINE.replace("\"mine\"", "\"cuda-oom\""))[0].contains("taken by built-in rules:"));
 }
 
 #[test]
