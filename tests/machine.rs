@@ -445,6 +445,8 @@ fn ctrl_c_once_stops_in_good_order_and_keeps_everything() {
     assert!(run.did(&Action::StopLoad));
     run.give(finished(10, 0, false));
     assert!(run.did(&Action::CloseWindows));
+    let (due, _) = run.machine.next_deadline().expect("a budget");
+    assert!(due <= run.clock.now().mono + Duration::from_secs(120), "somebody waits");
     run.give(EventKind::WindowsClosed { workers: 1 });
     assert!(run.did(&Action::Terminate));
     run.give(exited("python", true)).clean_up(2);

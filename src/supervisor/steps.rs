@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// Checking and compressing traces happens after everything is dead, so patience costs nothing but time.
 const COLLECT_BUDGET: Duration = Duration::from_secs(1800);
+/// A scheduler that has sent SIGTERM does not wait half an hour for the last window.
+const FLUSH_WHEN_STOPPED: Duration = Duration::from_secs(120);
 /// Beyond the time for evidence, when saving itself must be stuck.
 const EVIDENCE_SLACK: Duration = Duration::from_secs(1);
 
@@ -32,6 +34,8 @@ impl Machine {
         }
         out.push(Action::CloseWindows);
         let budget = self.plan.budgets.flush;
+        // Somebody waits for the end.
+        let budget = if self.stop.is_some() { budget.min(FLUSH_WHEN_STOPPED) } else { budget };
         enter(Phase::Flushing, Some(budget), out);
         RunState::Flushing { ending, until: now + budget }
     }
