@@ -51,7 +51,7 @@ fn main() {
 
 /// Salvages one file into memory, without compression. `None` if there is nothing to write.
 fn salvage(path: &Path) -> (Salvaged, Option<Vec<u8>>) {
-    let trace = places::find(&[path.to_owned()]).traces.remove(0);
+    let trace = places::find(&[path.to_owned()], &places::InUse::default()).traces.remove(0);
     let exam = job::examine(path, None).expect("the file can be read");
     let record = job::describe(&trace, &trace.halves[0], &exam);
     let output = matches!(record.status, Status::Repaired | Status::Salvaged)

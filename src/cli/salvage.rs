@@ -38,6 +38,7 @@ pub fn run(args: &Args) -> ExitCode {
         out: args.out.clone(),
         in_place: args.in_place,
         check: args.check,
+        whole: Vec::new(),
         progress: if std::io::stderr().is_terminal() { Some(&progress) } else { None },
     };
     let records = salvage(&args.paths, &options);

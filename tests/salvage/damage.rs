@@ -142,6 +142,19 @@ fn names_that_break_json_are_kept() {
 }
 
 #[test]
+fn an_event_to_mend_is_kept_when_the_cut_is_right_behind_it_and_not_before() {
+    let bench = Bench::new();
+    let text = with_name(b"f(\"x\", {\"y\"})");
+    let end = memchr::memmem::rfind(&text, b"},\n  {").expect("a last event") + 1;
+    for cut in 0..=end + 2 {
+        let (record, _) = bench.one("c.pt.trace.json", &text[..cut]);
+        let first = HEAD.len() + GOOD.len();
+        let whole = u64::from(cut >= first) + u64::from(cut >= end);
+        assert_eq!(record.events_kept, whole, "cut at {cut}: {}", String::from_utf8_lossy(&text[..cut]));
+    }
+}
+
+#[test]
 fn a_zero_byte_is_a_lost_block_and_takes_its_event_with_it() {
     let bench = Bench::new();
     let (record, output) = bench.one("z.pt.trace.json", &with_name(b"a\0b"));

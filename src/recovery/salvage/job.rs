@@ -2,11 +2,12 @@
 
 use super::compress::{GzipWriter, workers};
 use super::facts::Facts;
-use super::places::{self, Half, OUTPUT, Trace};
+use super::places::{self, Half, InUse, OUTPUT, Trace};
 use super::source::{Distrust, Fate, Member, Source};
 use super::stream::{Place, Sink, Walker};
 use super::weave::{Mark, Weaver};
 use super::write::Pending;
+use crate::event::SavedTrace;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
@@ -82,28 +83,48 @@ pub struct Options<'p> {
     pub in_place: bool,
     /// Write nothing.
     pub check: bool,
+    /// Files that are known to be whole: they and other halves of the same traces are passed over.
+    pub whole: Vec<PathBuf>,
     /// Called now and then while reading.
     pub progress: Option<Progress<'p>>,
 }
 
-/// Salvages everything in `places` (the trace folder and the temporary folder of an attempt) into `out`. Originals are
-/// never touched; a second call writes the same bytes again.
-pub fn salvage_folder(places: &[PathBuf], out: &Path) -> Vec<Salvaged> {
-    salvage(places, &Options { out: Some(out.to_owned()), ..Options::default() })
+/// Salvages everything in `places` (the trace folder and the temporary folder of an attempt) into `out`, but for the
+/// traces that are known to be `whole`. Originals are never touched; a second call writes the same bytes again. What is
+/// whole under its own name is not reported.
+pub fn salvage_folder(places: &[PathBuf], out: &Path, whole: &[PathBuf]) -> Vec<SavedTrace> {
+    let options = Options { out: Some(out.to_owned()), whole: whole.to_vec(), ..Options::default() };
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let records = salvage(places, &options).into_iter().filter(|record| record.status != Status::Complete);
+    records
+        .map(|record| SavedTrace {
+            from: name(&record.input),
+            file: record.output.as_deref().map(name),
+            status: record.status.to_string(),
+            events: record.events_kept,
+            dropped: record.events_dropped,
+            missing: record.missing_categories,
+            note: record.error.unwrap_or(record.note),
+        })
+        .collect()
 }
 
 /// Salvages files and folders.
 pub fn salvage(places: &[PathBuf], options: &Options<'_>) -> Vec<Salvaged> {
-    let found = places::find(places);
-    let writers = places::writers();
+    let in_use = InUse::now();
+    let found = places::find(places, &in_use);
     let mut records: Vec<Salvaged> = Vec::new();
     for (path, why) in found.unreadable {
         records.push(blank(&path, Some(why)));
     }
     let mut targets: std::collections::HashSet<PathBuf> = std::collections::HashSet::new();
     for trace in &found.traces {
-        let writer = trace.halves.iter().find_map(|half| Some((half, writers.get(&half.file)?)));
-        if let Some((half, (pid, name))) = writer {
+        if trace.halves.iter().any(|half| options.whole.contains(&half.path)) {
+            continue;
+        }
+        if let Some((half, pid)) = in_use.writer(trace, &found.traces) {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let name = name.trim();
             let why = format!("pid {pid} ({name}) still writes it: wait for its end, then salvage again");
             records.push(blank(&half.path, Some(why)));
             continue;
