@@ -94,6 +94,16 @@ fn check(
         {
             rest = &rest[event.len()..];
             expected.next();
+        } else if let Some(event) = expected.peek()
+            && serde_json::from_slice::<IgnoredAny>(event).is_err()
+        {
+            // A mended event: nothing but punctuation may differ.
+            let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<IgnoredAny>();
+            values.next().expect("an event").expect("strict JSON");
+            let (mended, after) = rest.split_at(values.byte_offset());
+            assert!(letters(mended).eq(letters(event)), "{what}: {}", String::from_utf8_lossy(mended));
+            rest = after;
+            expected.next();
         } else if rest.starts_with(b"{") {
             let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<serde_json::Value>();
             let event = values.next().expect("an event").expect("strict JSON");
@@ -110,9 +120,28 @@ fn check(
     assert!(expected.next().is_none(), "{what}: an event is missing");
 }
 
+fn letters(text: &[u8]) -> impl Iterator<Item = &u8> {
+    text.iter().filter(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// Where the events of a trace lie whose JSON is invalid although it is complete: by the lines with which Kineto begins
+/// and ends them.
+fn spans_by_lines(text: &[u8]) -> Vec<std::ops::Range<usize>> {
+    let list = memchr::memmem::find(text, b"\"traceEvents\": [").expect("there is a list");
+    let end = memchr::memmem::rfind(text, b"\n  ]").expect("the list ends");
+    let begins = memchr::memmem::find_iter(&text[list..end], b"\n  {\n").map(|at| list + at + 3);
+    begins
+        .map(|from| {
+            let len = memchr::memmem::find(&text[from..], b"\n  }").expect("an event ends");
+            from..from + len + 4
+        })
+        .collect()
+}
+
 fn prefix(path: &Path) {
     let text = std::fs::read(path).expect("the trace can be read");
-    let all = spans(&text);
+    let strict = serde_json::from_slice::<IgnoredAny>(&text).is_ok();
+    let all = if strict { spans(&text) } else { spans_by_lines(&text) };
     assert!(!all.is_empty());
     let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
     let mut rng = rng(64);

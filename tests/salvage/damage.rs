@@ -142,6 +142,18 @@ fn names_that_break_json_are_kept() {
 }
 
 #[test]
+fn a_cut_gzip_of_what_kineto_writes_wrongly_is_believed_to_its_end() {
+    let bench = Bench::new();
+    let text = fixture("weird_names");
+    let raw = zip(&text);
+    let (whole, _) = bench.one("w.pt.trace.json.gz", &raw);
+    let (cut, _) = bench.one("c.pt.trace.json.gz", &raw[..raw.len() - 8]);
+    assert_eq!((cut.status, cut.events_kept), (Status::Repaired, whole.events_kept));
+    let (half, _) = bench.one("h.pt.trace.json.gz", &raw[..raw.len() / 2]);
+    assert!(half.events_kept > 20 && half.bytes_lost < 1000, "{half:?}");
+}
+
+#[test]
 fn an_event_to_mend_is_kept_when_the_cut_is_right_behind_it_and_not_before() {
     let bench = Bench::new();
     let text = with_name(b"f(\"x\", {\"y\"})");

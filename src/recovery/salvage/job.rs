@@ -4,7 +4,7 @@ use super::compress::{GzipWriter, workers};
 use super::facts::Facts;
 use super::places::{self, Half, InUse, OUTPUT, Trace};
 use super::source::{Distrust, Fate, Member, Source};
-use super::stream::{Place, Sink, Walker};
+use super::stream::{Damage, Place, Sink, Walker};
 use super::weave::{Mark, Weaver};
 use super::write::Pending;
 use crate::event::SavedTrace;
@@ -263,7 +263,7 @@ pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> 
             Ok(())
         })?;
         let members = source.members().to_vec();
-        let more = doubts(&members, walker.damage.first, &distrust);
+        let more = doubts(&members, &walker.damage, &distrust);
         if let Some(more) = more {
             distrust.push(more);
             continue;
@@ -284,7 +284,7 @@ pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> 
 
 /// The next member that turned out to be wrong and from where. In a damaged gzip everything behind the first sign of
 /// damage is garbage that may look like events.
-fn doubts(members: &[Member], first: Option<u64>, known: &[Distrust]) -> Option<Distrust> {
+fn doubts(members: &[Member], damage: &Damage, known: &[Distrust]) -> Option<Distrust> {
     if known.len() >= 16 {
         return None;
     }
@@ -292,7 +292,9 @@ fn doubts(members: &[Member], first: Option<u64>, known: &[Distrust]) -> Option<
         if member.fate == Fate::Sound || known.iter().any(|rule| rule.member == number) {
             return None;
         }
-        let sign = first.filter(|first| (member.from..member.to).contains(first));
+        // A gzip that is only cut may hold what Kineto itself wrote wrongly.
+        let sign = if member.fate == Fate::Cut { damage.broken } else { damage.first };
+        let sign = sign.filter(|sign| (member.from..member.to).contains(sign));
         let sign = sign.or_else(|| (member.fate == Fate::Broken).then_some(member.to));
         // Where a hole begins is known to the byte; other damage may have begun before it showed.
         let keep = match (member.hole, sign) {

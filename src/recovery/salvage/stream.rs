@@ -64,6 +64,8 @@ enum Slot {
 pub struct Damage {
     /// Offset of the first byte that is not as it should be.
     pub first: Option<u64>,
+    /// Offset of the first byte that is wrong and could not be mended.
+    pub broken: Option<u64>,
     /// Events and entries that were mended.
     pub mended: u64,
     /// Missing or surplus commas.
@@ -188,6 +190,12 @@ impl Walker {
         self.damage.first.get_or_insert(self.at + pos as u64);
     }
 
+    #[cold]
+    fn broken(&mut self, pos: usize) {
+        self.wrong(pos);
+        self.damage.broken.get_or_insert(self.at + pos as u64);
+    }
+
     fn start(&mut self, data: &[u8], pos: usize, last: bool) -> Next {
         if pos == 0 && self.at == 0 && data.len() < 3 && !last {
             return Next::Want { from: 0, len: 3 };
@@ -211,7 +219,7 @@ impl Walker {
                 self.place = Place::Events;
             }
             Some(_) => {
-                self.wrong(cursor.pos);
+                self.broken(cursor.pos);
                 self.place = Place::Lost;
                 return Next::Go(cursor.pos);
             }
@@ -306,7 +314,7 @@ impl Walker {
                 _ => {}
             }
         }
-        self.wrong(from);
+        self.broken(from);
         self.place = Place::Lost;
         Next::Go(from)
     }
@@ -342,6 +350,7 @@ impl Walker {
                     return Next::Go(from + used);
                 }
             }
+            self.broken(error);
         }
         // The broken event itself is counted here, what else goes with it as it passes by.
         self.damage.lost_events += 1;
@@ -509,6 +518,9 @@ impl Walker {
             self.slot = Slot::AfterValue;
             return Next::Go(value + used);
         }
+        if cursor.stop == Stop::Bad {
+            self.broken(error);
+        }
         let mut next = match line {
             Some(line) if !is_event_key(&data[line..]) => {
                 self.damage.lost_entries += 1;
@@ -538,7 +550,7 @@ impl Walker {
         let mut cursor = Cursor::new(data, pos);
         cursor.blank();
         if cursor.pos < data.len() {
-            self.wrong(cursor.pos);
+            self.broken(cursor.pos);
             self.damage.lost_bytes += (data.len() - cursor.pos) as u64;
         }
         Next::Want { from: data.len(), len: 1 }
