@@ -205,6 +205,16 @@ fn the_command_salvages_and_exits_0() {
 }
 
 #[test]
+fn a_name_cannot_break_the_table_and_what_is_no_trace_is_called_so() {
+    let bench = Bench::new();
+    let odd = bench.put("a\n\u{1b}[2Jb.json", b"hello");
+    let output = Command::new(BINARY).arg("salvage").arg(&odd).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+    assert!(text.contains("a??[2Jb.json") && text.contains("this is no trace"), "{text}");
+}
+
+#[test]
 fn other_json_in_a_folder_and_empty_files_do_no_harm() {
     let bench = Bench::new();
     bench.put("config.json", b"{\"model\": \"tiny\"}");

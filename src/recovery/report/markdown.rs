@@ -177,7 +177,10 @@ fn saved(out: &mut String, report: &Report) -> std::fmt::Result {
         return Ok(());
     }
     writeln!(out, "Halves of traces, and what was saved of them:\n")?;
-    writeln!(out, "| attempt | half | saved as | events kept | dropped | without | |\n|---:|---|---|---:|---:|---|---|")?;
+    writeln!(
+        out,
+        "| attempt | half | saved as | events kept | dropped | without | |\n|---:|---|---|---:|---:|---|---|"
+    )?;
     for (attempt, half) in rows {
         writeln!(
             out,

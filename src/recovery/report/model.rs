@@ -5,8 +5,8 @@
 
 use crate::config::Plan;
 use crate::event::{
-    BenchSummary, Check, Ending, Event, EventKind, ExitHow, Leftover, Outcome, Phase, ProcId, ServerFacts,
-    SavedTrace, Severity, Trace, WindowEvent, signal_name, words::sentence,
+    BenchSummary, Check, Ending, Event, EventKind, ExitHow, Leftover, Outcome, Phase, ProcId, SavedTrace,
+    ServerFacts, Severity, Trace, WindowEvent, signal_name, words::sentence,
 };
 use crate::time::secs;
 use serde::{Deserialize, Serialize};

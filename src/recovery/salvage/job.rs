@@ -367,6 +367,7 @@ pub fn describe(trace: &Trace, half: &Half, exam: &Exam) -> Salvaged {
         Status::NothingToSave => notes.push(match (exam.read, exam.walker.place()) {
             (0, _) => "the file is empty".to_owned(),
             (_, Place::Done) => "this is no trace: it has no list of events".to_owned(),
+            _ if !exam.walker.saw_list() && damage.broken.is_some() => "this is no trace".to_owned(),
             _ if exam.text == 0 => "nothing can be inflated".to_owned(),
             _ => "it ends before its first event".to_owned(),
         }),

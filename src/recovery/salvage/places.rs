@@ -333,9 +333,9 @@ impl InUse {
     pub fn writer<'h>(&self, trace: &'h Trace, all: &[Trace]) -> Option<(&'h Half, i32)> {
         let writes_any = |pid: i32| {
             let written = self.0.iter().filter(|opened| opened.pid == pid && opened.writes);
-            written.into_iter().any(|opened| {
-                all.iter().flat_map(|trace| &trace.halves).any(|half| half.file == opened.file)
-            })
+            written
+                .into_iter()
+                .any(|opened| all.iter().flat_map(|trace| &trace.halves).any(|half| half.file == opened.file))
         };
         trace.halves.iter().find_map(|half| {
             let users = self.0.iter().filter(|opened| opened.file == half.file);
