@@ -13,6 +13,8 @@ use memchr::memmem;
 pub const LARGEST: usize = 8 << 20;
 /// How far behind an error the next event is looked for before mending is given up.
 const MEND_WINDOW: usize = 64 << 10;
+/// How many next events are tried as the end of one that is to be mended: a name can hold what looks like one.
+const MEND_ENDS: usize = 4;
 /// Bytes kept when nothing was found: what decides about the next candidate may lie before it.
 const LOOK_BACK: usize = 64;
 
@@ -336,12 +338,14 @@ impl Walker {
         }
         if stop == Stop::Bad {
             self.wrong(error);
-            let next = candidates(data, error).next();
-            if next.is_none() && room && data.len() - error < MEND_WINDOW {
+            let mut ends: Vec<usize> = candidates(data, error).take(MEND_ENDS).collect();
+            if !ends.iter().any(|&end| begins_line(data, end)) && room && data.len() - error < MEND_WINDOW {
                 return Next::Want { from, len: error - from + MEND_WINDOW };
             }
-            let text = &data[from..next.unwrap_or(data.len())];
-            if let Some((mended, used)) = repair::event(text) {
+            if ends.is_empty() || (last && ends.len() < MEND_ENDS) {
+                ends.push(data.len());
+            }
+            if let Some((mended, used)) = ends.iter().find_map(|&end| repair::event(&data[from..end])) {
                 let mut event = Event::default();
                 if Cursor::new(&mended, 0).event(&mut event, self.depth) && !event.doubled {
                     self.damage.mended += 1;
@@ -565,6 +569,10 @@ fn candidates(data: &[u8], pos: usize) -> impl Iterator<Item = usize> + '_ {
         let after = data[at + 1..].iter().take(LOOK_BACK).find(|b| !b.is_ascii_whitespace());
         matches!(before, None | Some(b'\n' | b',' | b'[' | b'}' | 0)) && matches!(after, None | Some(b'"'))
     })
+}
+
+fn begins_line(data: &[u8], at: usize) -> bool {
+    data[..at].iter().rev().take(LOOK_BACK).find(|b| **b != b' ') == Some(&b'\n')
 }
 
 /// The first line after `pos` that begins with a quote, as every entry of Kineto does.
