@@ -222,6 +222,30 @@ fn several_members_trailing_garbage_and_array_form_are_read() {
 }
 
 #[test]
+fn an_output_is_complete_to_a_second_salvage_also_if_no_kineto_wrote_it() {
+    let bench = Bench::new();
+    let text = br#"{"traceEvents":[{"a":1},3,{"ph":"X"},],"x":{}}"#;
+    let (record, output) = bench.one("odd.json", text);
+    assert_eq!((record.status, record.events_kept), (Status::Repaired, 2));
+    assert_eq!(output.unwrap()["traceEvents"], serde_json::json!([{"a": 1}, 3, {"ph": "X"}]));
+    let again = std::fs::read(record.output.unwrap()).unwrap();
+    assert_eq!(bench.one("again.json.gz", &again).0.status, Status::Complete);
+}
+
+#[test]
+fn behind_damage_an_event_of_kineto_needs_all_its_fields_too() {
+    let bench = Bench::new();
+    let nameless = GOOD.replace(", \"name\": \"good\"", "");
+    let endless = GOOD.replace("\"dur\"", "\"d|r\"");
+    for broken in [format!("#\n{nameless}"), endless.replace("good", "a\"b"), endless] {
+        let text = format!("{HEAD}{broken},\n{GOOD}\n  ]\n}}");
+        let (record, output) = bench.one("n.pt.trace.json", text.as_bytes());
+        assert_eq!((record.status, record.events_kept), (Status::Salvaged, 1), "{broken}");
+        assert!(events(&output.unwrap()).iter().all(|event| event["name"].is_string()));
+    }
+}
+
+#[test]
 fn a_zero_filled_tail_of_a_gzip_gives_what_lies_before_it() {
     let bench = Bench::new();
     let text = fixture("torch2.10");

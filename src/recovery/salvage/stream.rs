@@ -347,7 +347,8 @@ impl Walker {
             }
             if let Some((mended, used)) = ends.iter().find_map(|&end| repair::event(&data[from..end])) {
                 let mut event = Event::default();
-                if Cursor::new(&mended, 0).event(&mut event, self.depth) && !event.doubled {
+                let read = Cursor::new(&mended, 0).event(&mut event, self.depth) && !event.doubled;
+                if read && (!self.kineto || event.placed(&mended)) {
                     self.damage.mended += 1;
                     sink.event(&event, &mended);
                     self.slot = Slot::AfterValue;
@@ -372,7 +373,8 @@ impl Walker {
         for from in candidates(data, pos) {
             let mut cursor = Cursor::new(data, from);
             if cursor.event(&mut event, self.depth) {
-                if event.plausible(data) && !event.doubled {
+                let placed = if self.kineto { event.placed(data) } else { event.plausible(data) };
+                if placed && !event.doubled {
                     if let Some(next) = self.footer(data, pos, from) {
                         return next;
                     }
