@@ -4,8 +4,11 @@
 //!     cargo run --release --example salvage_trials -- damage ROUNDS TRACE.json...
 //!     cargo run --release --example salvage_trials -- compress LEVEL WORKERS TRACE.json
 //!     cargo run --release --example salvage_trials -- sample COUNT OUT_DIR TRACE.json...
+//!     cargo run --release --example salvage_trials -- linear
+//!     cargo run --release --example salvage_trials -- grow BYTES TRACE.json > LARGE.json
 //!
-//! `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places.
+//! `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places. `linear` times
+//! texts that are bad on purpose at doubling sizes. `grow` repeats the events of a trace.
 
 #[path = "../tests/salvage/common.rs"]
 #[expect(dead_code, reason = "the tests use the rest of it")]
@@ -37,6 +40,8 @@ fn main() {
             Path::new(&arguments[3]),
             &arguments[4..],
         ),
+        "linear" => linear(),
+        "grow" => grow(arguments[2].parse().expect("BYTES is a number"), Path::new(&arguments[3])),
         "compress" => {
             let level = arguments[2].parse().expect("LEVEL is a number");
             let workers = arguments[3].parse().expect("WORKERS is a number");
@@ -51,11 +56,13 @@ fn main() {
 
 /// Salvages one file into memory, without compression. `None` if there is nothing to write.
 fn salvage(path: &Path) -> (Salvaged, Option<Vec<u8>>) {
-    let trace = places::find(&[path.to_owned()]).traces.remove(0);
+    let trace = places::find(&[path.to_owned()], &places::InUse::default()).traces.remove(0);
     let exam = job::examine(path, None).expect("the file can be read");
     let record = job::describe(&trace, &trace.halves[0], &exam);
-    let output = matches!(record.status, Status::Repaired | Status::Salvaged)
-        .then(|| job::weave(path, &exam, &record, "trial", Vec::new(), None).expect("memory takes it"));
+    let output = matches!(record.status, Status::Repaired | Status::Salvaged).then(|| {
+        let room = Vec::with_capacity(exam.text as usize + 4096);
+        job::weave(path, &exam, &record, "trial", room, None).expect("memory takes it")
+    });
     (record, output)
 }
 
@@ -83,9 +90,11 @@ fn check(
         assert!(whole.is_empty() || record.status == Status::Complete, "{what}: nothing was written");
         return;
     };
-    serde_json::from_slice::<IgnoredAny>(output).unwrap_or_else(|e| panic!("{what}: no strict JSON: {e}"));
     let list = memchr::memmem::find(output, b"\"traceEvents\": [").expect("there is a list") + 16;
     let mut rest = &output[list..];
+    // The output with a 0 for each event that is the same byte for byte as in the original, which serde_json has read:
+    // this is strict JSON exactly when the output is, and much shorter.
+    let mut short = output[..list].to_vec();
     let mut expected = whole.iter().map(|span| &text[span.clone()]).peekable();
     loop {
         rest = rest.trim_ascii_start();
@@ -93,26 +102,63 @@ fn check(
             && rest.starts_with(event)
         {
             rest = &rest[event.len()..];
+            short.push(b'0');
+            expected.next();
+        } else if let Some(event) = expected.peek()
+            && serde_json::from_slice::<IgnoredAny>(event).is_err()
+        {
+            // A mended event: nothing but punctuation may differ.
+            let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<IgnoredAny>();
+            values.next().expect("an event").expect("strict JSON");
+            let (mended, after) = rest.split_at(values.byte_offset());
+            assert!(letters(mended).eq(letters(event)), "{what}: {}", String::from_utf8_lossy(mended));
+            short.extend_from_slice(mended);
+            rest = after;
             expected.next();
         } else if rest.starts_with(b"{") {
             let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<serde_json::Value>();
             let event = values.next().expect("an event").expect("strict JSON");
             let kind = event["ph"].as_str().unwrap_or_default();
             assert!(["M", "s", "f"].contains(&kind), "{what}: {event} was invented");
+            short.extend_from_slice(&rest[..values.byte_offset()]);
             rest = &rest[values.byte_offset()..];
         } else {
             break;
         }
         rest = rest.trim_ascii_start();
-        rest = rest.strip_prefix(b",").unwrap_or(rest);
+        if let Some(after) = rest.strip_prefix(b",") {
+            short.push(b',');
+            rest = after;
+        }
     }
     assert!(rest.starts_with(b"]"), "{what}");
+    short.extend_from_slice(rest);
+    serde_json::from_slice::<IgnoredAny>(&short).unwrap_or_else(|e| panic!("{what}: no strict JSON: {e}"));
     assert!(expected.next().is_none(), "{what}: an event is missing");
+}
+
+fn letters(text: &[u8]) -> impl Iterator<Item = &u8> {
+    text.iter().filter(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// Where the events of a trace lie whose JSON is invalid although it is complete: by the lines with which Kineto begins
+/// and ends them.
+fn spans_by_lines(text: &[u8]) -> Vec<std::ops::Range<usize>> {
+    let list = memchr::memmem::find(text, b"\"traceEvents\": [").expect("there is a list");
+    let end = memchr::memmem::rfind(text, b"\n  ]").expect("the list ends");
+    let begins = memchr::memmem::find_iter(&text[list..end], b"\n  {\n").map(|at| list + at + 3);
+    begins
+        .map(|from| {
+            let len = memchr::memmem::find(&text[from..], b"\n  }").expect("an event ends");
+            from..from + len + 4
+        })
+        .collect()
 }
 
 fn prefix(path: &Path) {
     let text = std::fs::read(path).expect("the trace can be read");
-    let all = spans(&text);
+    let strict = serde_json::from_slice::<IgnoredAny>(&text).is_ok();
+    let all = if strict { spans(&text) } else { spans_by_lines(&text) };
     assert!(!all.is_empty());
     let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
     let mut rng = rng(64);
@@ -218,6 +264,78 @@ fn damage(path: &Path, rounds: usize) {
             );
         }
     }
+}
+
+/// Nanoseconds that this thread has been on a core.
+fn cpu() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux counts them");
+    text.split(' ').next().and_then(|n| n.parse().ok()).expect("a number")
+}
+
+fn linear() {
+    let head = "{\n  \"schemaVersion\": 1,\n  \"traceEvents\": [\n";
+    let event = |name: &str| {
+        format!(
+            "  {{\n    \"ph\": \"X\", \"cat\": \"cpu_op\", \"name\": \"{name}\", \"pid\": 1, \"tid\": 2,\n    \"ts\": 1.5, \"dur\": 2\n  }},\n"
+        )
+    };
+    let patterns: Vec<(&str, &str, String)> = vec![
+        ("good events", head, event("good")),
+        ("quotes to mend", head, event("f(\"x\", \"y\")")),
+        ("quotes that cannot be mended", head, event("a\": \"b\", \"c\", \"d\", \"e\", \"f\", \"g\", \"h\"")),
+        (
+            "more guesses than can be made",
+            head,
+            event("good")
+                + &event("good").replacen("2\n", &format!("[{}\"x\"], 2\n", "\"x\", ".repeat(30)), 1),
+        ),
+        ("a quote too few", head, event("good").replacen("\"cat\"", "\"cat", 1)),
+        ("events that begin in events", head, "  {\n    \"ph\": \"X\",\n".to_owned()),
+        ("braces", head, "{".to_owned()),
+        ("braces on lines", head, "\n{\"".to_owned()),
+        ("lists in objects", head, ",{\"a\":[".to_owned()),
+        ("objects in objects", head, "{\"a\":".to_owned()),
+        ("brackets", head, "[".to_owned()),
+        ("commas", head, ",".to_owned()),
+        ("one endless string", head, "{\"a\": \"".to_owned() + &"x".repeat(1 << 16)),
+        ("one endless list", "{\"traceEvents\": [{\"a\": [1", ",1".to_owned()),
+        ("keys without values", "{", "\n  \"key".to_owned()),
+        ("entries", "{\"a\": 1", ",\n  \"key\": [1, 2]".to_owned()),
+        ("names of the trace", head, "\"traceName\"".to_owned()),
+        ("zero bytes", head, "\0".to_owned()),
+        ("blanks", head, " ".to_owned()),
+        ("lanes", head, event("good") + &event("other").replace("\"tid\": 2", "\"tid\": 3")),
+    ];
+    let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
+    for (name, head, pattern) in patterns {
+        let mut line = format!("{name:32}");
+        for megabytes in [1, 2, 4, 8, 16] {
+            let text = [head, &pattern.repeat((megabytes << 20) / pattern.len())].concat();
+            let path = folder.path().join("t.pt.trace.json");
+            std::fs::write(&path, text).expect("there is room in /dev/shm");
+            let began = cpu();
+            salvage(&path);
+            line.push_str(&format!(" {:>8.1}", (cpu() - began) as f64 / 1e6));
+        }
+        println!("{line} ms for 1, 2, 4, 8, 16 MiB");
+    }
+}
+
+/// Writes a trace of about this many bytes that repeats the events of another.
+fn grow(bytes: usize, path: &Path) {
+    let text = std::fs::read(path).expect("the trace can be read");
+    let events = spans(&text);
+    let (from, to) = (events[0].start, events[events.len() - 1].end);
+    let out = std::io::stdout();
+    let mut out = std::io::BufWriter::with_capacity(1 << 20, out.lock());
+    let mut written = text.len();
+    out.write_all(&text[..to]).expect("stdout takes it");
+    while written < bytes {
+        out.write_all(b",\n  ").expect("stdout takes it");
+        out.write_all(&text[from..to]).expect("stdout takes it");
+        written += to - from + 4;
+    }
+    out.write_all(&text[to..]).expect("stdout takes it");
 }
 
 fn sample(count: usize, out: &Path, traces: &[String]) {

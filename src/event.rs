@@ -16,7 +16,7 @@ pub use measured::{
     WorkloadSummary,
 };
 pub use signal::signal_name;
-pub use window::{WindowEvent, WindowLine};
+pub use window::{SavedTrace, WindowEvent, WindowLine};
 
 use crate::config::Plan;
 use crate::time::{Stamp, opt_secs, secs};
@@ -460,6 +460,9 @@ pub enum EventKind {
         traces: Vec<Trace>,
         /// Files that are not complete traces and what became of them.
         problems: Vec<String>,
+        /// What was saved of halves.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        saved: Vec<SavedTrace>,
     },
     /// How long the pause before the next attempt is.
     BackoffDrawn {

@@ -109,6 +109,27 @@ fn after_a_crash_at_the_start_the_second_attempt_brings_the_result() {
 }
 
 #[test]
+fn what_a_killed_export_left_is_saved_and_the_report_says_what_is_missing() {
+    let place = Place::new();
+    let knobs = format!("{FAST},fault=half@window,only_attempt=1");
+    let done = place.run("out", &place.config(&knobs, WINDOWS), &["--retries", "1"]).wait();
+    assert_second_try_worked(&done, &place, Outcome::Crash);
+    let report = done.report();
+    let saved = &report["attempts"][0]["saved"];
+    assert_eq!(saved[0]["status"], "salvaged", "{saved:#}");
+    let name = saved[0]["file"].as_str().unwrap();
+    let traces = done.out.join("attempt-1/traces");
+    assert!(traces.join(saved[0]["from"].as_str().unwrap()).is_file(), "the half itself is untouched");
+    let text = flate2::read::GzDecoder::new(std::fs::File::open(traces.join(name)).unwrap());
+    let trace: Value = serde_json::from_reader(text).unwrap();
+    assert_eq!(trace["salvaged"]["events_kept"], saved[0]["events"]);
+    assert!(saved[0]["events"].as_u64().unwrap() > 100, "{saved:#}");
+    let shown = std::fs::read_to_string(done.out.join("report.md")).unwrap();
+    assert!(shown.contains(&format!("| 1 | {} | {name} |", saved[0]["from"].as_str().unwrap())), "{shown}");
+    assert_eq!(report["attempts"][1].get("saved"), Some(&json!([])));
+}
+
+#[test]
 fn a_hang_in_the_first_attempt_does_not_take_the_second() {
     let place = Place::new();
     let knobs = format!("{FAST},fault=hang@step:60,only_attempt=1");

@@ -82,7 +82,7 @@ fn traces(complete: usize) -> EventKind {
         steps: None,
         complete: true,
     };
-    EventKind::TracesCollected { traces: vec![trace; complete], problems: vec![] }
+    EventKind::TracesCollected { traces: vec![trace; complete], problems: vec![], saved: vec![] }
 }
 
 fn exited(comm: &str, main: bool) -> EventKind {

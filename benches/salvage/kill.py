@@ -1,4 +1,4 @@
-"""Kills real exports at random moments: kill.py OUT_DIR COUNT VARCAS_GUARD. Prints a line per kill, a summary at the end.
+"""Kills real exports at random moments: kill.py OUT_DIR COUNT VARCAS_GUARD [STEPS]. Prints a line per kill, a summary at the end.
 
 One process imports torch; each child records, exports to .json.gz as tensorboard_trace_handler does and is killed with
 SIGKILL. What can be recovered is computed here with zlib and json, independently of the salvage."""
@@ -7,6 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 out, count, guard = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+steps = int(sys.argv[4]) if len(sys.argv) > 4 else 500
 torch.set_num_threads(1)
 random.seed(9)
 
@@ -63,7 +64,7 @@ for number in range(-1, count):
     pid = os.fork()
     if pid == 0:
         try:
-            export(folder, 500, writer)
+            export(folder, steps, writer)
         finally:
             os._exit(0)
     os.read(reader, 1)

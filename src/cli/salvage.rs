@@ -38,6 +38,7 @@ pub fn run(args: &Args) -> ExitCode {
         out: args.out.clone(),
         in_place: args.in_place,
         check: args.check,
+        whole: Vec::new(),
         progress: if std::io::stderr().is_terminal() { Some(&progress) } else { None },
     };
     let records = salvage(&args.paths, &options);
@@ -92,6 +93,11 @@ impl Bar {
     }
 }
 
+/// Names of files and categories come from anywhere: none may break the table or steer the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 fn table(records: &[Salvaged]) -> String {
     if records.is_empty() {
         return "no traces found\n".to_owned();
@@ -106,16 +112,16 @@ fn table(records: &[Salvaged]) -> String {
             record.events_dropped,
             record.bytes_read,
             record.bytes_lost,
-            record.input.display()
+            printable(&record.input.display().to_string())
         ));
         if let Some(output) = &record.output {
-            text.push_str(&format!("{:15} -> {}\n", "", output.display()));
+            text.push_str(&format!("{:15} -> {}\n", "", printable(&output.display().to_string())));
         }
         if !record.note.is_empty() {
-            text.push_str(&format!("{:15} {}\n", "", record.note));
+            text.push_str(&format!("{:15} {}\n", "", printable(&record.note)));
         }
         if let Some(error) = &record.error {
-            text.push_str(&format!("{:15} error: {error}\n", ""));
+            text.push_str(&format!("{:15} error: {}\n", "", printable(error)));
         }
     }
     text

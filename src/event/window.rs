@@ -16,6 +16,25 @@ pub struct WindowLine {
     pub what: WindowEvent,
 }
 
+/// What was made of a trace that its writer did not finish.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SavedTrace {
+    /// File name of the half that was taken.
+    pub from: String,
+    /// File name inside the attempt's `traces/`; none if there was nothing to save.
+    pub file: Option<String>,
+    /// `repaired`, `salvaged` or `nothing-to-save`.
+    pub status: String,
+    /// Events kept.
+    pub events: u64,
+    /// Events of which something was there but that could not be kept.
+    pub dropped: u64,
+    /// Categories of which nothing is there although such a recording has them.
+    pub missing: Vec<String>,
+    /// In words, or why it could not be saved.
+    pub note: String,
+}
+
 /// What a worker says about its profiler.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "event")]

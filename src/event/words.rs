@@ -63,8 +63,10 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
         EventKind::Drained { leftovers, removed } => {
             format!("cleaned up: {} things removed, {} left behind", removed.len(), leftovers.len())
         }
-        EventKind::TracesCollected { traces, problems } => {
-            format!("{} complete traces, {} other files", traces.len(), problems.len())
+        EventKind::TracesCollected { traces, problems, saved } => {
+            let halves = saved.iter().filter(|saved| saved.file.is_some()).count();
+            let saved = if halves == 0 { String::new() } else { format!(", {halves} saved from halves") };
+            format!("{} complete traces, {} other files{saved}", traces.len(), problems.len())
         }
         EventKind::BackoffDrawn { delay } => format!("pause of {} before the next attempt", human(*delay)),
         EventKind::TimerFired { timer } => format!("{timer:?} deadline passed").to_lowercase(),

@@ -537,26 +537,17 @@ impl Performer {
         let (facts, run) = (self.facts.clone(), Arc::clone(&self.run));
         let dir = run.dir.attempt(self.number);
         tokio::task::spawn_blocking(move || {
-            let (traces, mut problems) =
-                if run.plan.profile.mode == ProfileMode::Windows && dir.traces().is_dir() {
-                    windows::collect(&dir.traces())
-                } else {
-                    (Vec::new(), Vec::new())
-                };
-            if !problems.is_empty() {
-                let places: Vec<PathBuf> =
-                    [dir.traces(), dir.tmp()].into_iter().filter(|path| path.is_dir()).collect();
-                for saved in salvage::salvage_folder(&places, &dir.traces()) {
-                    if let (salvage::Status::Salvaged, Some(output)) = (saved.status, &saved.output) {
-                        let name = output.file_name().unwrap_or_default().to_string_lossy();
-                        problems.push(format!(
-                            "{} events of a half trace were saved as {name}",
-                            saved.events_kept
-                        ));
-                    }
-                }
-            }
-            drop(facts.send(EventKind::TracesCollected { traces, problems }));
+            let (traces, problems) = if run.plan.profile.mode == ProfileMode::Windows && dir.traces().is_dir()
+            {
+                windows::collect(&dir.traces())
+            } else {
+                (Vec::new(), Vec::new())
+            };
+            let places: Vec<PathBuf> =
+                [dir.traces(), dir.tmp()].into_iter().filter(|path| path.is_dir()).collect();
+            let whole: Vec<PathBuf> = traces.iter().map(|trace| dir.traces().join(&trace.file)).collect();
+            let saved = salvage::salvage_folder(&places, &dir.traces(), &whole);
+            drop(facts.send(EventKind::TracesCollected { traces, problems, saved }));
         });
     }
 }

@@ -142,6 +142,31 @@ fn names_that_break_json_are_kept() {
 }
 
 #[test]
+fn a_cut_gzip_of_what_kineto_writes_wrongly_is_believed_to_its_end() {
+    let bench = Bench::new();
+    let text = fixture("weird_names");
+    let raw = zip(&text);
+    let (whole, _) = bench.one("w.pt.trace.json.gz", &raw);
+    let (cut, _) = bench.one("c.pt.trace.json.gz", &raw[..raw.len() - 8]);
+    assert_eq!((cut.status, cut.events_kept), (Status::Repaired, whole.events_kept));
+    let (half, _) = bench.one("h.pt.trace.json.gz", &raw[..raw.len() / 2]);
+    assert!(half.events_kept > 20 && half.bytes_lost < 1000, "{half:?}");
+}
+
+#[test]
+fn an_event_to_mend_is_kept_when_the_cut_is_right_behind_it_and_not_before() {
+    let bench = Bench::new();
+    let text = with_name(b"f(\"x\", {\"y\"})");
+    let end = memchr::memmem::rfind(&text, b"},\n  {").expect("a last event") + 1;
+    for cut in 0..=end + 2 {
+        let (record, _) = bench.one("c.pt.trace.json", &text[..cut]);
+        let first = HEAD.len() + GOOD.len();
+        let whole = u64::from(cut >= first) + u64::from(cut >= end);
+        assert_eq!(record.events_kept, whole, "cut at {cut}: {}", String::from_utf8_lossy(&text[..cut]));
+    }
+}
+
+#[test]
 fn a_zero_byte_is_a_lost_block_and_takes_its_event_with_it() {
     let bench = Bench::new();
     let (record, output) = bench.one("z.pt.trace.json", &with_name(b"a\0b"));
@@ -194,6 +219,30 @@ fn several_members_trailing_garbage_and_array_form_are_read() {
     let (record, output) = bench.one("array.json", array.as_bytes());
     assert_eq!((record.status, record.events_kept), (Status::Salvaged, 2));
     assert!(events(&output.unwrap()).len() > 2);
+}
+
+#[test]
+fn an_output_is_complete_to_a_second_salvage_also_if_no_kineto_wrote_it() {
+    let bench = Bench::new();
+    let text = br#"{"traceEvents":[{"a":1},3,{"ph":"X"},],"x":{}}"#;
+    let (record, output) = bench.one("odd.json", text);
+    assert_eq!((record.status, record.events_kept), (Status::Repaired, 2));
+    assert_eq!(output.unwrap()["traceEvents"], serde_json::json!([{"a": 1}, 3, {"ph": "X"}]));
+    let again = std::fs::read(record.output.unwrap()).unwrap();
+    assert_eq!(bench.one("again.json.gz", &again).0.status, Status::Complete);
+}
+
+#[test]
+fn behind_damage_an_event_of_kineto_needs_all_its_fields_too() {
+    let bench = Bench::new();
+    let nameless = GOOD.replace(", \"name\": \"good\"", "");
+    let endless = GOOD.replace("\"dur\"", "\"d|r\"");
+    for broken in [format!("#\n{nameless}"), endless.replace("good", "a\"b"), endless] {
+        let text = format!("{HEAD}{broken},\n{GOOD}\n  ]\n}}");
+        let (record, output) = bench.one("n.pt.trace.json", text.as_bytes());
+        assert_eq!((record.status, record.events_kept), (Status::Salvaged, 1), "{broken}");
+        assert!(events(&output.unwrap()).iter().all(|event| event["name"].is_string()));
+    }
 }
 
 #[test]

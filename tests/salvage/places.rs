@@ -3,9 +3,13 @@
 use crate::common::*;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use varcas_guard::recovery::salvage::{Options, Status, salvage, salvage_folder};
+
+fn into(out: &Path) -> Options<'static> {
+    Options { out: Some(out.to_owned()), ..Options::default() }
+}
 
 const BINARY: &str = env!("CARGO_BIN_EXE_varcas-guard");
 
@@ -17,7 +21,7 @@ fn a_complete_temporary_file_beats_its_unfinished_gzip() {
     bench.put("tmp/tmpab12.json", &text);
     bench.put("traces/host_1.77.pt.trace.json.gz", &raw[..raw.len() / 2]);
     let out = bench.path("out");
-    let records = salvage_folder(&[bench.path("traces"), bench.path("tmp")], &out);
+    let records = salvage(&[bench.path("traces"), bench.path("tmp")], &into(&out));
     assert_eq!(records.len(), 1, "{records:?}");
     assert_eq!(records[0].status, Status::Repaired);
     assert_eq!(records[0].input, bench.path("tmp/tmpab12.json"));
@@ -62,24 +66,74 @@ fn the_tmp_file_beside_an_empty_json_is_taken() {
 }
 
 #[test]
-fn a_file_that_a_live_process_writes_is_not_read() {
+fn halves_of_our_own_windows_are_found_under_their_hidden_names() {
     let bench = Bench::new();
-    let text = fixture("torch2.9");
-    let path = bench.put("w.pt.trace.json.tmp", &text[..9000]);
-    let mut writer = Command::new("sh")
-        .args(["-c", "exec 3>>\"$0\"; echo ready; read wait"])
-        .arg(&path)
+    let text = fixture("torch2.10");
+    bench.put(".window-0001-rank0.pt.trace.json.part.tmp", &text[..text.len() / 2]);
+    let other = fixture("torch2.13");
+    bench.put(".window-0002-rank0.pt.trace.json.part", &other);
+    bench.put("window-0003-rank0.pt.trace.json.gz", &zip(&fixture("torch2.9")));
+    bench.put(".window-0003-rank0.pt.trace.json.part.tmp", &fixture("torch2.9")[..5000]);
+    bench.put(".other.salvaged.pt.trace.json.gz.7.part", &text);
+    bench.put(".hidden.json", &text);
+    let whole = [bench.path("window-0003-rank0.pt.trace.json.gz")];
+    let folder = bench.folder.path().to_owned();
+    let saved = salvage_folder(std::slice::from_ref(&folder), &folder, &whole);
+    let told: Vec<_> = saved.iter().map(|saved| (saved.file.as_deref().unwrap(), &*saved.status)).collect();
+    assert_eq!(
+        told,
+        [
+            ("window-0001-rank0.salvaged.pt.trace.json.gz", "salvaged"),
+            ("window-0002-rank0.salvaged.pt.trace.json.gz", "repaired"),
+        ]
+    );
+    assert_eq!(saved[1].events, spans(&other).len() as u64);
+}
+
+#[test]
+fn a_file_that_is_read_by_a_process_that_writes_another_half_is_left_alone() {
+    let bench = Bench::new();
+    bench.put("tmp/tmpab12.json", &fixture("torch2.10"));
+    bench.put("traces/w.pt.trace.json.gz", b"");
+    // As torch does when it compresses.
+    let mut writer = hold(&bench, "exec 3<tmp/tmpab12.json 4>>traces/w.pt.trace.json.gz");
+    let records = salvage(&[bench.folder.path().to_owned()], &Options::default());
+    assert!(!records.is_empty() && records.iter().all(|record| record.error.is_some()), "{records:?}");
+    assert!(records.iter().all(|record| record.output.is_none()), "{records:?}");
+    let_go(&mut writer);
+    let records = salvage(&[bench.folder.path().to_owned()], &Options::default());
+    assert_eq!((records.len(), records[0].status), (1, Status::Repaired), "{records:?}");
+}
+
+/// A shell that has files open until it is let go.
+fn hold(bench: &Bench, opens: &str) -> Child {
+    let mut shell = Command::new("sh")
+        .args(["-c", &format!("{opens}; echo ready; read wait")])
+        .current_dir(bench.folder.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut ready = [0; 6];
-    writer.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    shell.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    shell
+}
+
+fn let_go(shell: &mut Child) {
+    drop(shell.stdin.take());
+    shell.wait().unwrap();
+}
+
+#[test]
+fn a_file_that_a_live_process_writes_is_not_read() {
+    let bench = Bench::new();
+    let text = fixture("torch2.9");
+    let path = bench.put("w.pt.trace.json.tmp", &text[..9000]);
+    let mut writer = hold(&bench, "exec 3>>w.pt.trace.json.tmp");
     let records = salvage(std::slice::from_ref(&path), &Options::default());
     assert!(records[0].error.as_ref().unwrap().contains(&format!("pid {}", writer.id())), "{records:?}");
     assert_eq!(records[0].output, None);
-    drop(writer.stdin.take());
-    writer.wait().unwrap();
+    let_go(&mut writer);
     assert_eq!(salvage(&[path], &Options::default())[0].status, Status::Salvaged);
 }
 
@@ -152,6 +206,16 @@ fn the_command_salvages_and_exits_0() {
 }
 
 #[test]
+fn a_name_cannot_break_the_table_and_what_is_no_trace_is_called_so() {
+    let bench = Bench::new();
+    let odd = bench.put("a\n\u{1b}[2Jb.json", b"hello");
+    let output = Command::new(BINARY).arg("salvage").arg(&odd).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+    assert!(text.contains("a??[2Jb.json") && text.contains("this is no trace"), "{text}");
+}
+
+#[test]
 fn other_json_in_a_folder_and_empty_files_do_no_harm() {
     let bench = Bench::new();
     bench.put("config.json", b"{\"model\": \"tiny\"}");
@@ -195,13 +259,38 @@ fn what_a_killed_salvage_left_is_swept_but_not_what_a_live_one_writes() {
 }
 
 #[test]
+fn a_salvage_that_is_killed_leaves_no_half_under_the_final_name() {
+    let bench = Bench::new();
+    let text = fixture("torch2.10");
+    let (list, end) = (spans(&text)[0].start, spans(&text).last().unwrap().end);
+    let many = [&text[..list], &[&text[list..end], b","].concat().repeat(400)].concat();
+    let cut = bench.put("cut.pt.trace.json", &many);
+    let (part, output) = (
+        |pid: u32| bench.path(&format!(".cut.salvaged.pt.trace.json.gz.{pid}.part")),
+        bench.path("cut.salvaged.pt.trace.json.gz"),
+    );
+    let mut child = Command::new(BINARY).arg("salvage").arg(&cut).stdout(Stdio::null()).spawn().unwrap();
+    let half = part(child.id());
+    while !half.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(half.exists() && !output.exists(), "it was too fast to be killed");
+    let records = salvage(&[cut], &Options::default());
+    assert_eq!((records[0].status, records[0].output.as_ref()), (Status::Salvaged, Some(&output)));
+    assert_eq!(events(&read(&output)).iter().filter(|event| event["ph"] == "X").count() % 400, 0);
+    assert!(!half.exists());
+}
+
+#[test]
 fn two_traces_of_one_name_do_not_overwrite_each_other() {
     let bench = Bench::new();
     for (folder, name) in [("a", "torch2.9"), ("b", "torch2.10")] {
         let text = fixture(name);
         bench.put(&format!("{folder}/w.pt.trace.json"), &text[..text.len() / 2]);
     }
-    let records = salvage_folder(&[bench.path("a"), bench.path("b")], &bench.path("out"));
+    let records = salvage(&[bench.path("a"), bench.path("b")], &into(&bench.path("out")));
     assert_eq!(records.len(), 2);
     assert_ne!(records[0].output, records[1].output);
     assert!(records.iter().all(|record| record.output.as_ref().unwrap().exists()));

@@ -141,7 +141,8 @@ fn benchmark(out: &mut String, bench: &BenchSummary) -> std::fmt::Result {
 fn traces(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "## Profiler traces\n")?;
     if report.traces.is_empty() {
-        return writeln!(out, "None.\n");
+        writeln!(out, "No complete ones.\n")?;
+        return saved(out, report);
     }
     let kernels: u64 = report.traces.iter().map(|trace| trace.kernels).sum();
     writeln!(
@@ -162,6 +163,34 @@ fn traces(out: &mut String, report: &Report) -> std::fmt::Result {
             trace.events,
             trace.kernels,
             bytes(trace.bytes)
+        )?;
+    }
+    writeln!(out)?;
+    saved(out, report)
+}
+
+/// What the salvage made of traces that were cut.
+fn saved(out: &mut String, report: &Report) -> std::fmt::Result {
+    let rows: Vec<_> =
+        report.attempts.iter().flat_map(|a| a.saved.iter().map(move |saved| (a.number, saved))).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "Halves of traces, and what was saved of them:\n")?;
+    writeln!(
+        out,
+        "| attempt | half | saved as | events kept | dropped | without | |\n|---:|---|---|---:|---:|---|---|"
+    )?;
+    for (attempt, half) in rows {
+        writeln!(
+            out,
+            "| {attempt} | {} | {} | {} | {} | {} | {} |",
+            cell(&half.from),
+            half.file.as_deref().map_or_else(|| half.status.clone(), cell),
+            half.events,
+            half.dropped,
+            half.missing.join(", "),
+            cell(&half.note)
         )?;
     }
     writeln!(out)

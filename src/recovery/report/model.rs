@@ -5,8 +5,8 @@
 
 use crate::config::Plan;
 use crate::event::{
-    BenchSummary, Check, Ending, Event, EventKind, ExitHow, Leftover, Outcome, Phase, ProcId, ServerFacts,
-    Severity, Trace, WindowEvent, signal_name, words::sentence,
+    BenchSummary, Check, Ending, Event, EventKind, ExitHow, Leftover, Outcome, Phase, ProcId, SavedTrace,
+    ServerFacts, Severity, Trace, WindowEvent, signal_name, words::sentence,
 };
 use crate::time::secs;
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,9 @@ pub struct Attempt {
     pub traces: Vec<Trace>,
     /// Files in the trace folder that are no complete traces.
     pub trace_problems: Vec<String>,
+    /// What was saved of halves.
+    #[serde(default)]
+    pub saved: Vec<SavedTrace>,
     /// What outlived the attempt.
     pub left_behind: Vec<Leftover>,
     /// What we removed after it.
@@ -242,6 +245,7 @@ fn attempt(number: u32, events: &[&Event]) -> Attempt {
         benchmark: None,
         traces: Vec::new(),
         trace_problems: Vec::new(),
+        saved: Vec::new(),
         left_behind: Vec::new(),
         removed: Vec::new(),
     };
@@ -287,7 +291,8 @@ fn attempt(number: u32, events: &[&Event]) -> Attempt {
             }
             EventKind::Window(line) => window(&mut out.windows, &line.what),
             EventKind::LoadFinished { summary } => out.benchmark = Some((**summary).clone()),
-            EventKind::TracesCollected { traces, problems } => {
+            EventKind::TracesCollected { traces, problems, saved } => {
+                out.saved.clone_from(saved);
                 out.traces.clone_from(traces);
                 out.trace_problems.clone_from(problems);
             }

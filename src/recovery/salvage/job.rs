@@ -2,11 +2,12 @@
 
 use super::compress::{GzipWriter, workers};
 use super::facts::Facts;
-use super::places::{self, Half, OUTPUT, Trace};
+use super::places::{self, Half, InUse, OUTPUT, Trace};
 use super::source::{Distrust, Fate, Member, Source};
-use super::stream::{Place, Sink, Walker};
+use super::stream::{Damage, Place, Sink, Walker};
 use super::weave::{Mark, Weaver};
 use super::write::Pending;
+use crate::event::SavedTrace;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
@@ -82,28 +83,48 @@ pub struct Options<'p> {
     pub in_place: bool,
     /// Write nothing.
     pub check: bool,
+    /// Files that are known to be whole: they and other halves of the same traces are passed over.
+    pub whole: Vec<PathBuf>,
     /// Called now and then while reading.
     pub progress: Option<Progress<'p>>,
 }
 
-/// Salvages everything in `places` (the trace folder and the temporary folder of an attempt) into `out`. Originals are
-/// never touched; a second call writes the same bytes again.
-pub fn salvage_folder(places: &[PathBuf], out: &Path) -> Vec<Salvaged> {
-    salvage(places, &Options { out: Some(out.to_owned()), ..Options::default() })
+/// Salvages everything in `places` (the trace folder and the temporary folder of an attempt) into `out`, but for the
+/// traces that are known to be `whole`. Originals are never touched; a second call writes the same bytes again. What is
+/// whole under its own name is not reported.
+pub fn salvage_folder(places: &[PathBuf], out: &Path, whole: &[PathBuf]) -> Vec<SavedTrace> {
+    let options = Options { out: Some(out.to_owned()), whole: whole.to_vec(), ..Options::default() };
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let records = salvage(places, &options).into_iter().filter(|record| record.status != Status::Complete);
+    records
+        .map(|record| SavedTrace {
+            from: name(&record.input),
+            file: record.output.as_deref().map(name),
+            status: record.status.to_string(),
+            events: record.events_kept,
+            dropped: record.events_dropped,
+            missing: record.missing_categories,
+            note: record.error.unwrap_or(record.note),
+        })
+        .collect()
 }
 
 /// Salvages files and folders.
 pub fn salvage(places: &[PathBuf], options: &Options<'_>) -> Vec<Salvaged> {
-    let found = places::find(places);
-    let writers = places::writers();
+    let in_use = InUse::now();
+    let found = places::find(places, &in_use);
     let mut records: Vec<Salvaged> = Vec::new();
     for (path, why) in found.unreadable {
         records.push(blank(&path, Some(why)));
     }
     let mut targets: std::collections::HashSet<PathBuf> = std::collections::HashSet::new();
     for trace in &found.traces {
-        let writer = trace.halves.iter().find_map(|half| Some((half, writers.get(&half.file)?)));
-        if let Some((half, (pid, name))) = writer {
+        if trace.halves.iter().any(|half| options.whole.contains(&half.path)) {
+            continue;
+        }
+        if let Some((half, pid)) = in_use.writer(trace, &found.traces) {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let name = name.trim();
             let why = format!("pid {pid} ({name}) still writes it: wait for its end, then salvage again");
             records.push(blank(&half.path, Some(why)));
             continue;
@@ -242,7 +263,7 @@ pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> 
             Ok(())
         })?;
         let members = source.members().to_vec();
-        let more = doubts(&members, walker.damage.first, &distrust);
+        let more = doubts(&members, &walker.damage, &distrust);
         if let Some(more) = more {
             distrust.push(more);
             continue;
@@ -263,7 +284,7 @@ pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> 
 
 /// The next member that turned out to be wrong and from where. In a damaged gzip everything behind the first sign of
 /// damage is garbage that may look like events.
-fn doubts(members: &[Member], first: Option<u64>, known: &[Distrust]) -> Option<Distrust> {
+fn doubts(members: &[Member], damage: &Damage, known: &[Distrust]) -> Option<Distrust> {
     if known.len() >= 16 {
         return None;
     }
@@ -271,7 +292,9 @@ fn doubts(members: &[Member], first: Option<u64>, known: &[Distrust]) -> Option<
         if member.fate == Fate::Sound || known.iter().any(|rule| rule.member == number) {
             return None;
         }
-        let sign = first.filter(|first| (member.from..member.to).contains(first));
+        // A gzip that is only cut may hold what Kineto itself wrote wrongly.
+        let sign = if member.fate == Fate::Cut { damage.broken } else { damage.first };
+        let sign = sign.filter(|sign| (member.from..member.to).contains(sign));
         let sign = sign.or_else(|| (member.fate == Fate::Broken).then_some(member.to));
         // Where a hole begins is known to the byte; other damage may have begun before it showed.
         let keep = match (member.hole, sign) {
@@ -344,6 +367,7 @@ pub fn describe(trace: &Trace, half: &Half, exam: &Exam) -> Salvaged {
         Status::NothingToSave => notes.push(match (exam.read, exam.walker.place()) {
             (0, _) => "the file is empty".to_owned(),
             (_, Place::Done) => "this is no trace: it has no list of events".to_owned(),
+            _ if !exam.walker.saw_list() && damage.broken.is_some() => "this is no trace".to_owned(),
             _ if exam.text == 0 => "nothing can be inflated".to_owned(),
             _ => "it ends before its first event".to_owned(),
         }),

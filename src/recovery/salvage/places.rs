@@ -1,6 +1,7 @@
 //! Where halves lie and which belong to one trace. `torch.profiler` writes `tmpX.json.tmp` and `tmpX.json` in its
 //! temporary folder and then the final `.gz` elsewhere, and nothing in the names connects them: the trace id in the
-//! head does, or else the pid, or else the time.
+//! head does, or else the pid, or else the time. A window of ours is `.NAME.json.part.tmp`, then `.NAME.json.part`, then
+//! `NAME.json`; `.NAME.json.gz.tmp` is its compression.
 
 use super::source::Source;
 use std::collections::HashMap;
@@ -54,8 +55,13 @@ impl Half {
     }
 
     /// Whether the name is one of Python's temporary files, which says nothing about the trace.
-    pub fn is_temporary(&self) -> bool {
+    fn is_nameless(&self) -> bool {
         self.name().starts_with("tmp") && !self.name().contains(".trace.")
+    }
+
+    /// Whether it lies under a name that its writer would have changed at the end.
+    pub fn is_temporary(&self) -> bool {
+        self.is_nameless() || self.name().ends_with(".tmp") || self.name().ends_with(".part")
     }
 
     fn is_gzip_name(&self) -> bool {
@@ -64,17 +70,24 @@ impl Half {
 
     /// The path without what differs between the halves of one export.
     fn stem(&self) -> PathBuf {
-        let name = self.name();
-        let name = name.strip_suffix(".tmp").unwrap_or(name);
-        let name = name.strip_suffix(".gz").unwrap_or(name);
-        self.path.with_file_name(name)
+        self.path.with_file_name(plain_name(self.name()))
     }
+}
+
+/// The name that a file has without compression and when its writer is done with it.
+fn plain_name(name: &str) -> &str {
+    let mut plain = name;
+    for end in [".tmp", ".part", ".gz"] {
+        plain = plain.strip_suffix(end).unwrap_or(plain);
+    }
+    // A hidden name with none of these ends is somebody's choice.
+    if plain == name { name } else { plain.strip_prefix('.').unwrap_or(plain) }
 }
 
 impl Trace {
     /// The half whose name the trace was meant to have.
     pub fn named(&self) -> Option<&Half> {
-        let rank = |half: &&Half| (half.is_temporary(), half.name().ends_with(".tmp"), !half.is_gzip_name());
+        let rank = |half: &&Half| (half.is_nameless(), half.is_temporary(), !half.is_gzip_name());
         self.halves.iter().min_by_key(rank)
     }
 
@@ -88,12 +101,13 @@ impl Trace {
     }
 }
 
-/// Looks at files and through folders. A file that is named is taken for a trace whatever it is called.
-pub fn find(places: &[PathBuf]) -> Found {
+/// Looks at files and through folders. A file that is named is taken for a trace whatever it is called. Files that are
+/// being written are not looked into.
+pub fn find(places: &[PathBuf], in_use: &InUse) -> Found {
     let mut found = Found::default();
     let mut halves: Vec<Half> = Vec::new();
     for place in places {
-        look(place, true, 0, &mut halves, &mut found.unreadable);
+        look(place, true, 0, in_use, &mut halves, &mut found.unreadable);
     }
     halves.sort_by(|a, b| a.path.cmp(&b.path));
     let mut seen = std::collections::HashSet::new();
@@ -106,6 +120,7 @@ fn look(
     path: &Path,
     named: bool,
     depth: u32,
+    in_use: &InUse,
     halves: &mut Vec<Half>,
     unreadable: &mut Vec<(PathBuf, String)>,
 ) {
@@ -123,7 +138,7 @@ fn look(
         match fs::read_dir(path) {
             Ok(entries) if depth < DEEPEST => {
                 for entry in entries.flatten() {
-                    look(&entry.path(), false, depth + 1, halves, unreadable);
+                    look(&entry.path(), false, depth + 1, in_use, halves, unreadable);
                 }
             }
             Ok(_) => {}
@@ -146,7 +161,13 @@ fn look(
         pid: None,
     };
     let name = half.name().to_owned();
-    if !named && (!is_trace_name(&name) || name.ends_with(OUTPUT) || name.starts_with('.')) {
+    if !named && !is_trace_name(&name) {
+        return;
+    }
+    if in_use.is_written(half.file) {
+        if named || is_trace(&name, b"") {
+            halves.push(half);
+        }
         return;
     }
     match peek(path) {
@@ -162,10 +183,10 @@ fn look(
     }
 }
 
+/// Outputs of ours are no inputs, neither whole nor half (`.NAME.salvaged.pt.trace.json.gz.PID.part`).
 fn is_trace_name(name: &str) -> bool {
-    let name = name.strip_suffix(".tmp").unwrap_or(name);
-    let name = name.strip_suffix(".gz").unwrap_or(name);
-    name.ends_with(".json")
+    let plain = plain_name(name);
+    plain.ends_with(".json") && !plain.starts_with('.') && !name.ends_with(OUTPUT)
 }
 
 fn is_trace(name: &str, head: &[u8]) -> bool {
@@ -245,7 +266,7 @@ fn adopt(traces: &mut Vec<Trace>) {
         let free: Vec<usize> = (0..traces.len())
             .filter(|&at| {
                 !gone.contains(&at)
-                    && traces[at].halves.iter().all(Half::is_temporary)
+                    && traces[at].halves.iter().all(Half::is_nameless)
                     && traces[at].halves.iter().any(|half| half.size > 0)
             })
             .collect();
@@ -268,27 +289,57 @@ fn adopt(traces: &mut Vec<Trace>) {
     traces.retain(|trace| !trace.halves.is_empty());
 }
 
-/// Who has a file open for writing: device and inode to pid and name. Processes of other users cannot be looked into.
-pub fn writers() -> HashMap<(u64, u64), (i32, String)> {
-    let mut writers = HashMap::new();
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        for fd in fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten() {
-            let Ok(meta) = fs::metadata(fd.path()) else { continue };
-            if !meta.is_file() {
+/// A file that a process has open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Opened {
+    file: (u64, u64),
+    pid: i32,
+    writes: bool,
+}
+
+/// What living processes have open. Processes of other users cannot be looked into.
+#[derive(Debug, Clone, Default)]
+pub struct InUse(Vec<Opened>);
+
+impl InUse {
+    /// Looks at all processes but this one.
+    pub fn now() -> Self {
+        let mut opened = Vec::new();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
                 continue;
-            }
-            let info = process.path().join("fdinfo").join(fd.file_name());
-            let info = fs::read_to_string(info).unwrap_or_default();
-            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-            let mode = flags.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0) & 3;
-            if mode != 0 {
-                let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                writers.insert((meta.dev(), meta.ino()), (pid, comm.trim().to_owned()));
+            };
+            for fd in fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten() {
+                let Ok(meta) = fs::metadata(fd.path()) else { continue };
+                if !meta.is_file() {
+                    continue;
+                }
+                let info = process.path().join("fdinfo").join(fd.file_name());
+                let info = fs::read_to_string(info).unwrap_or_default();
+                let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+                let mode = flags.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0) & 3;
+                opened.push(Opened { file: (meta.dev(), meta.ino()), pid, writes: mode != 0 });
             }
         }
+        Self(opened)
     }
-    writers
+
+    fn is_written(&self, file: (u64, u64)) -> bool {
+        self.0.iter().any(|opened| opened.writes && opened.file == file)
+    }
+
+    /// Who is still at work on a trace: writes one of its halves, or reads one while it writes a half of any trace, as
+    /// `torch.profiler` does when it compresses.
+    pub fn writer<'h>(&self, trace: &'h Trace, all: &[Trace]) -> Option<(&'h Half, i32)> {
+        let writes_any = |pid: i32| {
+            let written = self.0.iter().filter(|opened| opened.pid == pid && opened.writes);
+            written
+                .into_iter()
+                .any(|opened| all.iter().flat_map(|trace| &trace.halves).any(|half| half.file == opened.file))
+        };
+        trace.halves.iter().find_map(|half| {
+            let users = self.0.iter().filter(|opened| opened.file == half.file);
+            users.into_iter().find(|user| user.writes || writes_any(user.pid)).map(|user| (half, user.pid))
+        })
+    }
 }

@@ -12,13 +12,16 @@ use super::scan::{Cursor, Event, escape_len};
 
 /// The longest text that is worth guessing about.
 const LONGEST: usize = 1 << 20;
-/// Bytes that may be read over all guesses for one text.
-const EFFORT: usize = 4 << 20;
+/// Bytes that may be read over all guesses for one text, beside so many times its length. What Kineto writes needs a few
+/// guesses; a trace full of events that no guess mends must not take for ever.
+const EFFORT: usize = 128 << 10;
+/// Times that a text may be read.
+const READINGS: usize = 16;
 
 /// Mends the event that `text` begins with. `None` if it cannot be done without inventing something; otherwise the
 /// strict event and how much of `text` it stands for.
 pub fn event(text: &[u8]) -> Option<(Vec<u8>, usize)> {
-    mend(text, b",]", |mended| {
+    mend(text, b",]", b"\n  }", |mended| {
         let mut event = Event::default();
         Cursor::new(mended, 0).event(&mut event, 100)
             && event.phase(mended) != 0
@@ -28,10 +31,12 @@ pub fn event(text: &[u8]) -> Option<(Vec<u8>, usize)> {
 
 /// Mends the value that `text` begins with, an entry of the document.
 pub fn value(text: &[u8]) -> Option<(Vec<u8>, usize)> {
-    mend(text, b",}", |_| true)
+    mend(text, b",}", b"", |_| true)
 }
 
-fn mend(text: &[u8], followers: &[u8], sense: fn(&[u8]) -> bool) -> Option<(Vec<u8>, usize)> {
+/// `followers` can stand behind it. `end` is how it ends where the text does; then nothing follows, and a guess needs
+/// more than a brace: a name can hold one, but no end of a line.
+fn mend(text: &[u8], followers: &[u8], end: &[u8], sense: fn(&[u8]) -> bool) -> Option<(Vec<u8>, usize)> {
     if text.len() > LONGEST || memchr::memchr(0, text).is_some() {
         // A zero byte is a block that never reached the disk.
         return None;
@@ -44,8 +49,11 @@ fn mend(text: &[u8], followers: &[u8], sense: fn(&[u8]) -> bool) -> Option<(Vec<
         let mut attempt = Attempt { text, pos: 0, out, choices, strings: 0, dead: false };
         if attempt.value(0).is_some() {
             attempt.blank();
-            let follower = text.get(attempt.pos);
-            if follower.is_some_and(|byte| followers.contains(byte)) && sense(&attempt.out) {
+            let follows = match text.get(attempt.pos) {
+                Some(byte) => followers.contains(byte),
+                None => !end.is_empty() && text.trim_ascii_end().ends_with(end),
+            };
+            if follows && sense(&attempt.out) {
                 return Some((attempt.out, attempt.pos));
             }
         }
@@ -59,7 +67,7 @@ fn mend(text: &[u8], followers: &[u8], sense: fn(&[u8]) -> bool) -> Option<(Vec<
             choices.pop();
             *choices.last_mut()? += 1;
         }
-        if effort > EFFORT {
+        if effort > EFFORT + READINGS * text.len() {
             return None;
         }
     }

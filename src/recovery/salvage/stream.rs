@@ -13,6 +13,8 @@ use memchr::memmem;
 pub const LARGEST: usize = 8 << 20;
 /// How far behind an error the next event is looked for before mending is given up.
 const MEND_WINDOW: usize = 64 << 10;
+/// How many next events are tried as the end of one that is to be mended: a name can hold what looks like one.
+const MEND_ENDS: usize = 4;
 /// Bytes kept when nothing was found: what decides about the next candidate may lie before it.
 const LOOK_BACK: usize = 64;
 
@@ -64,6 +66,8 @@ enum Slot {
 pub struct Damage {
     /// Offset of the first byte that is not as it should be.
     pub first: Option<u64>,
+    /// Offset of the first byte that is wrong and could not be mended.
+    pub broken: Option<u64>,
     /// Events and entries that were mended.
     pub mended: u64,
     /// Missing or surplus commas.
@@ -188,6 +192,12 @@ impl Walker {
         self.damage.first.get_or_insert(self.at + pos as u64);
     }
 
+    #[cold]
+    fn broken(&mut self, pos: usize) {
+        self.wrong(pos);
+        self.damage.broken.get_or_insert(self.at + pos as u64);
+    }
+
     fn start(&mut self, data: &[u8], pos: usize, last: bool) -> Next {
         if pos == 0 && self.at == 0 && data.len() < 3 && !last {
             return Next::Want { from: 0, len: 3 };
@@ -211,7 +221,7 @@ impl Walker {
                 self.place = Place::Events;
             }
             Some(_) => {
-                self.wrong(cursor.pos);
+                self.broken(cursor.pos);
                 self.place = Place::Lost;
                 return Next::Go(cursor.pos);
             }
@@ -306,7 +316,7 @@ impl Walker {
                 _ => {}
             }
         }
-        self.wrong(from);
+        self.broken(from);
         self.place = Place::Lost;
         Next::Go(from)
     }
@@ -328,20 +338,24 @@ impl Walker {
         }
         if stop == Stop::Bad {
             self.wrong(error);
-            let next = candidates(data, error).next();
-            if next.is_none() && room && data.len() - error < MEND_WINDOW {
+            let mut ends: Vec<usize> = candidates(data, error).take(MEND_ENDS).collect();
+            if !ends.iter().any(|&end| begins_line(data, end)) && room && data.len() - error < MEND_WINDOW {
                 return Next::Want { from, len: error - from + MEND_WINDOW };
             }
-            let text = &data[from..next.unwrap_or(data.len())];
-            if let Some((mended, used)) = repair::event(text) {
+            if ends.is_empty() || (last && ends.len() < MEND_ENDS) {
+                ends.push(data.len());
+            }
+            if let Some((mended, used)) = ends.iter().find_map(|&end| repair::event(&data[from..end])) {
                 let mut event = Event::default();
-                if Cursor::new(&mended, 0).event(&mut event, self.depth) && !event.doubled {
+                let read = Cursor::new(&mended, 0).event(&mut event, self.depth) && !event.doubled;
+                if read && (!self.kineto || event.placed(&mended)) {
                     self.damage.mended += 1;
                     sink.event(&event, &mended);
                     self.slot = Slot::AfterValue;
                     return Next::Go(from + used);
                 }
             }
+            self.broken(error);
         }
         // The broken event itself is counted here, what else goes with it as it passes by.
         self.damage.lost_events += 1;
@@ -359,7 +373,8 @@ impl Walker {
         for from in candidates(data, pos) {
             let mut cursor = Cursor::new(data, from);
             if cursor.event(&mut event, self.depth) {
-                if event.plausible(data) && !event.doubled {
+                let placed = if self.kineto { event.placed(data) } else { event.plausible(data) };
+                if placed && !event.doubled {
                     if let Some(next) = self.footer(data, pos, from) {
                         return next;
                     }
@@ -509,6 +524,9 @@ impl Walker {
             self.slot = Slot::AfterValue;
             return Next::Go(value + used);
         }
+        if cursor.stop == Stop::Bad {
+            self.broken(error);
+        }
         let mut next = match line {
             Some(line) if !is_event_key(&data[line..]) => {
                 self.damage.lost_entries += 1;
@@ -538,7 +556,7 @@ impl Walker {
         let mut cursor = Cursor::new(data, pos);
         cursor.blank();
         if cursor.pos < data.len() {
-            self.wrong(cursor.pos);
+            self.broken(cursor.pos);
             self.damage.lost_bytes += (data.len() - cursor.pos) as u64;
         }
         Next::Want { from: data.len(), len: 1 }
@@ -553,6 +571,10 @@ fn candidates(data: &[u8], pos: usize) -> impl Iterator<Item = usize> + '_ {
         let after = data[at + 1..].iter().take(LOOK_BACK).find(|b| !b.is_ascii_whitespace());
         matches!(before, None | Some(b'\n' | b',' | b'[' | b'}' | 0)) && matches!(after, None | Some(b'"'))
     })
+}
+
+fn begins_line(data: &[u8], at: usize) -> bool {
+    data[..at].iter().rev().take(LOOK_BACK).find(|b| **b != b' ') == Some(&b'\n')
 }
 
 /// The first line after `pos` that begins with a quote, as every entry of Kineto does.

@@ -90,10 +90,9 @@ impl<'f, W: Write> Weaver<'f, W> {
             return;
         }
         self.open = true;
-        for (key, value) in [("schemaVersion", "1"), ("displayTimeUnit", "\"ms\"")] {
-            if self.keys.insert(key.as_bytes().to_vec()) {
-                self.write(format!(",\n  \"{key}\": {value}").as_bytes());
-            }
+        // No `schemaVersion` where there was none: it promises that every event is as Kineto writes it.
+        if self.keys.insert(b"displayTimeUnit".to_vec()) {
+            self.write(b",\n  \"displayTimeUnit\": \"ms\"");
         }
         self.write(b",\n  \"traceEvents\": [");
     }

@@ -22,6 +22,8 @@ pub const CLOSE_REQUEST: &str = "close";
 
 const PLAIN: &str = ".pt.trace.json";
 const PACKED: &str = ".pt.trace.json.gz";
+/// End of the names of what the salvage made.
+const SALVAGED: &str = ".salvaged.pt.trace.json.gz";
 /// On an H100 trace, levels above this cost twice the time for a few per cent.
 const LEVEL: u32 = 4;
 const CHUNK: usize = 256 * 1024;
@@ -136,6 +138,8 @@ pub fn collect(traces: &Path) -> (Vec<Trace>, Vec<String>) {
     for name in &names {
         if name.ends_with(PLAIN) && !name.starts_with('.') {
             collect_plain(traces, name, &mut found, &mut problems);
+        } else if name.ends_with(SALVAGED) {
+            // Made from one of the others.
         } else if name.ends_with(PACKED) && !name.starts_with('.') {
             let plain = name.trim_end_matches(".gz");
             // Beside its plain form it is about to be written again, or it is what torch left half done.
