@@ -172,7 +172,7 @@ impl Job {
     }
 
     async fn serve(mut self, recorder: Recorder) -> Result<Streamed, String> {
-        raise_open_files();
+        prepare_open_files();
         let client = Client::new(&self.endpoint).await?;
         let streams = self.load.schedule.arrivals.streams();
         let closed = streams.is_some();
@@ -402,14 +402,25 @@ impl Probe {
     }
 }
 
+/// Room in the table of open files that is made before the first request.
+const FILES_AT_ONCE: u64 = 1 << 16;
+
 /// Every open request is an open file: the soft limit, often 1,024, is raised to the hard one. What cannot be raised shows
 /// as connect-failed with the system's words.
-fn raise_open_files() {
+///
+/// Then the kernel's table is made large at once: it doubles when it is full, and in a process with several threads each
+/// doubling waits for a grace period of RCU (`expand_fdtable`), 10 ms and more in which no request could be sent.
+fn prepare_open_files() {
+    use nix::fcntl::{FcntlArg, fcntl};
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    let last = if raised { hard } else { soft }.min(FILES_AT_ONCE).saturating_sub(1);
+    if let Ok(file) = std::fs::File::open("/dev/null")
+        && let Ok(last) = i32::try_from(last)
+        && let Ok(copy) = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(last))
     {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        let _ = nix::unistd::close(copy);
     }
 }
 
