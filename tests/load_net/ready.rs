@@ -1,14 +1,10 @@
 //! Readiness and warm-up against a server on loopback.
 
-use super::support::{Mock, Request, Step, good, json, piece, stream_head};
+use super::support::{Mock, Request, Step, block_on, good, json, piece, stream_head};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use varcas_guard::workload::load::mix::Mix;
 use varcas_guard::workload::load::ready::{DEFAULT_CONTEXT, ReadyInfo, wait_ready, warm_up};
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
 
 const MODELS: &str = r#"{"data":[{"id":"one","max_model_len":1024},{"id":"two"}]}"#;
 

@@ -8,6 +8,7 @@ use super::stream::{Meaning, SseParser, Usage, interpret, read_error};
 use crate::time::instant_now;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 /// Context assumed when a server does not tell, as in the user's harness.
@@ -261,11 +262,11 @@ pub async fn count_examples(target: &Target, schedule: &mut Schedule) {
         let request = schedule.requests[index];
         let Some(example) = request.example else { continue };
         let key = (request.workload, example);
-        if !known.contains_key(&key) {
+        if let Entry::Vacant(unknown) = known.entry(key) {
             let examples = &schedule.mix.workloads[usize::from(request.workload)].examples;
             let counting = counter.count(&examples[example as usize].prompt, true);
             let Ok(Ok(tokens)) = tokio::time::timeout_at(until.into(), counting).await else { return };
-            known.insert(key, u32::try_from(tokens).unwrap_or(u32::MAX));
+            unknown.insert(u32::try_from(tokens).unwrap_or(u32::MAX));
         }
         schedule.counted(index, known[&key]);
     }
