@@ -52,7 +52,10 @@ fn record(id: u32, lag: Duration, ttft: Duration) -> Record {
     record
 }
 
-fn totals(load: &Load, lag: impl Fn(u32) -> Duration) -> Totals {
+/// How late a request is sent, by its id.
+type Lag = fn(u32) -> Duration;
+
+fn totals(load: &Load, lag: Lag) -> Totals {
     let mut tally = Tally::new(&load.schedule, Slo::default());
     for id in 0..500 {
         let record = record(id, lag(id), (40 + id % 5) * MS);
@@ -70,16 +73,16 @@ fn healthy() -> Client {
 #[test]
 fn a_result_whose_client_was_the_bottleneck_says_so() {
     let load = load();
-    let late = |id: u32| if id % 20 == 0 { 45 * MS } else { MS };
+    let late: Lag = |id| if id.is_multiple_of(20) { 45 * MS } else { MS };
     let busy = Client { cpu_pct: Some(93.0), ..healthy() };
     let stalled = Client { loop_lag_ms: Latency { p99: 31.0, ..healthy().loop_lag_ms }, ..healthy() };
     let unknown = Client { cpu_pct: None, loop_lag_ms: Latency::default() };
-    let cases: [(Client, &dyn Fn(u32) -> Duration, Option<&str>); 5] = [
-        (healthy(), &|_| MS, None),
-        (unknown, &|_| MS, None),
-        (busy, &|_| MS, Some("more than 80 % of a core")),
-        (stalled, &|_| MS, Some("timers of the client fired 31 ms late")),
-        (healthy(), &late, Some("sent requests 45 ms late")),
+    let cases: [(Client, Lag, Option<&str>); 5] = [
+        (healthy(), |_| MS, None),
+        (unknown, |_| MS, None),
+        (busy, |_| MS, Some("more than 80 % of a core")),
+        (stalled, |_| MS, Some("timers of the client fired 31 ms late")),
+        (healthy(), late, Some("sent requests 45 ms late")),
     ];
     for (client, lag, want) in cases {
         let (totals, context) = (totals(&load, lag), context(client));
