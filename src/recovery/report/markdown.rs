@@ -135,6 +135,9 @@ fn benchmark(out: &mut String, bench: &BenchSummary) -> std::fmt::Result {
             bench.errors.iter().map(|(class, count)| format!("{class}: {count}")).collect();
         writeln!(out, "\nErrors: {}.", errors.join(", "))?;
     }
+    for warning in &bench.warnings {
+        writeln!(out, "\nDoubtful: {warning}.")?;
+    }
     writeln!(out)
 }
 
