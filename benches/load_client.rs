@@ -1,6 +1,6 @@
 //! What the client itself costs, against a server that somebody started on loopback:
-//! `cargo bench --bench load_client -- URL RATE SECONDS PROMPT_TOKENS MAX_TOKENS`. Prints CPU time, not wall time: the
-//! server shares the machine.
+//! `cargo bench --bench load_client -- URL RATE SECONDS PROMPT_TOKENS MAX_TOKENS`. RATE is requests a second at equal gaps,
+//! or `cN` for a closed loop of N streams. Prints CPU time, not wall time: the server shares the machine.
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -29,8 +29,13 @@ fn main() {
         println!("load_client: no URL given, nothing measured");
         return;
     };
+    let rate = args.next().unwrap_or_else(|| "100".to_owned());
+    let arrivals = match rate.strip_prefix('c') {
+        Some(streams) => Arrivals::Closed { streams: streams.parse().expect("a number of streams") },
+        None => Arrivals::Constant { rate: rate.parse().expect("a rate") },
+    };
     let mut number = |default: f64| args.next().map_or(default, |a| a.parse().expect("a number"));
-    let (rate, seconds, input, output) = (number(100.0), number(5.0), number(1000.0), number(200.0));
+    let (seconds, input, output) = (number(5.0), number(1000.0), number(200.0));
     let fixed = |tokens: f64| Length { shape: Shape::Fixed { tokens: tokens as u32 }, min: 1, max: 1 << 20 };
     let mix = Mix {
         name: "fixed".to_owned(),
@@ -43,8 +48,7 @@ fn main() {
         )],
     };
     let schedule =
-        Schedule::draw(mix, Arrivals::Constant { rate }, Duration::from_secs_f64(seconds), 1 << 20, 1)
-            .expect("a schedule");
+        Schedule::draw(mix, arrivals, Duration::from_secs_f64(seconds), 1 << 20, 1).expect("a schedule");
     let target = Target {
         base_url: url,
         model: "mock".to_owned(),

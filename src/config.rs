@@ -2,9 +2,11 @@
 
 pub mod file;
 mod health;
+pub mod load;
 pub mod settings;
 
 pub use health::{HealthPlan, OnHang, Patience};
+pub use load::{Endpoint, LoadPlan, OwnWorkload, Process};
 
 use crate::error::{ExitCode, Failure};
 use crate::time::{opt_secs, secs};
@@ -92,28 +94,6 @@ pub struct ProfilePlan {
     pub idle: Duration,
 }
 
-/// The benchmark.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LoadPlan {
-    /// How long requests are sent.
-    #[serde(with = "secs")]
-    pub duration: Duration,
-    /// Mean arrivals per second (Poisson).
-    pub rate: f64,
-    /// Seed of schedule, mix, lengths and words.
-    pub seed: u64,
-    /// After the last send, how long open requests may take before they are cancelled.
-    #[serde(with = "secs")]
-    pub drain: Duration,
-    /// One request may take this long.
-    #[serde(with = "secs")]
-    pub request_timeout: Duration,
-    /// A larger share of failed requests fails the attempt.
-    pub max_failure_share: f64,
-    /// Requests before the measurement; the second of them is sampled.
-    pub warmup_requests: u32,
-}
-
 /// The budget of each phase.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Budgets {
@@ -168,15 +148,7 @@ impl Default for Plan {
                 rest: Duration::from_secs(5),
                 idle: Duration::from_secs(1),
             },
-            load: LoadPlan {
-                duration: Duration::from_secs(120),
-                rate: 25.0,
-                seed: 42,
-                drain: Duration::from_secs(120),
-                request_timeout: Duration::from_secs(300),
-                max_failure_share: 0.1,
-                warmup_requests: 3,
-            },
+            load: LoadPlan::default(),
             health: HealthPlan::default(),
             budgets: Budgets {
                 startup: Duration::from_secs(1800),
@@ -200,7 +172,13 @@ pub struct Given {
     pub flags: Vec<(&'static str, String)>,
     /// What stood after `--`, if anything.
     pub rest: Option<Vec<String>>,
+    /// Tells what is wrong with the load, and in which line of the file if that is known. Only the room that makes the load
+    /// knows, so it is handed in.
+    pub check_load: Option<CheckLoad>,
 }
+
+/// See [`Given::check_load`].
+pub type CheckLoad = fn(&LoadPlan) -> Vec<(Option<usize>, String)>;
 
 /// Builds the plan on top of `defaults`: file first, flags win. Every mistake of both is reported in one go.
 pub fn plan(defaults: Plan, given: &Given) -> Result<Plan, Failure> {
@@ -246,6 +224,10 @@ pub fn plan(defaults: Plan, given: &Given) -> Result<Plan, Failure> {
             crate::time::human(plan.load.duration)
         ));
     }
+    let name = given.file.as_ref().map_or("guard.toml", |(name, _)| name.as_str());
+    for (line, problem) in given.check_load.map(|check| check(&plan.load)).unwrap_or_default() {
+        problems.push(line.map_or_else(|| problem.clone(), |line| format!("{name}:{line}: {problem}")));
+    }
     if problems.is_empty() { Ok(plan) } else { Err(Failure { exit: ExitCode::Usage, problems, hint: None }) }
 }
 
@@ -275,7 +257,7 @@ mod tests {
         let given = Given {
             file: Some(("guard.toml".into(), "retries = 7\n[load]\nduration = \"10m\"\nseed = 7".into())),
             flags: vec![("load.duration", "30s".into())],
-            rest: None,
+            ..Given::default()
         };
         let plan = plan(Plan::default(), &given).unwrap();
         assert_eq!((plan.retries, plan.load.seed, plan.load.duration), (7, 7, Duration::from_secs(30)));

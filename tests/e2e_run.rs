@@ -301,3 +301,27 @@ fn an_observer_lets_a_hang_be_and_tells_it() {
     assert_eq!(done.code, Some(130), "{}", done.told());
     assert_eq!(done.endings()[0].outcome, Outcome::Stopped);
 }
+
+#[test]
+fn a_mix_and_limits_of_guard_toml_are_what_is_sent_and_judged() {
+    let place = Place::new();
+    let own = "[[load.workload]]\nname = \"short\"\n\
+               input = { dist = \"uniform\", min = 8, max = 16 }\noutput = { dist = \"fixed\", tokens = 4 }\n\
+               slo = { e2el = 0.001 }\n[[load.workload]]\nname = \"shared\"\nprefix = { tokens = 16 }\nslo = { e2el = 60000 }\n\
+               input = { dist = \"fixed\", tokens = 8 }\noutput = { dist = \"empirical\", tokens = [2, 6] }\n";
+    let done = place.run_well("out", &place.config(FAST, own));
+    let file = json_in(&done.out.join("benchmark.json"));
+    assert_eq!(file["profile_name"], "guard.toml");
+    let of = |name: &str, key: &str| file["by_workload"][name][key].as_u64().unwrap();
+    assert!(of("short", "completed") > 0 && of("shared", "completed") > 0, "{file:#}");
+    assert_eq!((of("short", "good"), of("shared", "good")), (0, of("shared", "completed")));
+    let text = std::fs::read_to_string(done.out.join("attempt-1/requests.jsonl")).unwrap();
+    for line in text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        let output = line["planned_output"].as_u64().unwrap();
+        match line["workload"].as_str().unwrap() {
+            "short" => assert!(output == 4 && (8..=16).contains(&line["planned_input"].as_u64().unwrap())),
+            _ => assert!([2, 6].contains(&output), "{line}"),
+        }
+    }
+    done.assert_replays(&place);
+}

@@ -162,7 +162,7 @@ fn traces_and_result_files_of_the_harness_are_replayed_at_their_moments() {
     let trace = r#"{"metadata":{},"prompts":[
         {"timestamp":12.5,"prompt":"second","max_tokens":9,"workload_type":"rag","input_tokens":3,"output_tokens":4},
         {"timestamp":10.0,"prompt":"first","max_tokens":8,"workload_type":"chat","input_tokens":3,"output_tokens":4}]}"#;
-    let schedule = Schedule::from_trace(parse_trace(trace).unwrap(), 4096).unwrap();
+    let schedule = Schedule::from_trace(parse_trace(trace).unwrap(), Duration::MAX, 4096).unwrap();
     let at: Vec<f64> = schedule.requests.iter().map(|r| r.at.as_secs_f64()).collect();
     assert_eq!(at, [0.0, 2.5]);
     let text = |index: usize| {

@@ -8,5 +8,7 @@ mod bench;
 mod driver;
 #[path = "load_net/ready.rs"]
 mod ready;
+#[path = "load_net/shapes.rs"]
+mod shapes;
 #[path = "load_net/support.rs"]
 mod support;

@@ -1,5 +1,6 @@
 //! The realised `mixed` workload against numbers that do not come from our code: `TABLE` was drawn with numpy (4 million
-//! requests a row) after the rules of the user's harness, `HARNESS` are counts and percentiles of the harness itself.
+//! requests a row) after the rules of the user's harness, `HARNESS` are counts and percentiles of the harness itself (its own
+//! sampler with numpy, seed 42, 120 s).
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -62,30 +63,127 @@ fn lengths_agree_with_the_harness_at_every_context() {
     }
 }
 
+/// One run of the harness at one context.
+struct Harness {
+    context: u32,
+    /// Requests of chat, rag and code.
+    counts: [u32; 3],
+    /// Tokens a second: prompts, `max_tokens`.
+    rates: [f64; 2],
+    /// Median and 99th percentile of the input of rag and code.
+    input: [[f64; 2]; 2],
+    /// The same of the output of chat, rag and code.
+    output: [[f64; 2]; 3],
+}
+
+const HARNESS: [Harness; 3] = [
+    Harness {
+        context: 2048,
+        counts: [1784, 882, 301],
+        rates: [17_400.0, 4_300.0],
+        input: [[1847.0, 1962.0], [1565.0, 1947.0]],
+        output: [[133.0, 449.0], [136.0, 412.0], [299.0, 1217.0]],
+    },
+    Harness {
+        context: 4096,
+        counts: [1814, 849, 288],
+        rates: [22_800.0, 4_800.0],
+        input: [[2318.0, 3971.0], [1776.0, 3900.0]],
+        output: [[138.0, 403.0], [174.0, 511.0], [389.0, 1930.0]],
+    },
+    Harness {
+        context: 8192,
+        counts: [1776, 910, 295],
+        rates: [25_100.0, 4_900.0],
+        input: [[2397.0, 5564.0], [1874.0, 5606.0]],
+        output: [[130.0, 433.0], [180.0, 554.0], [385.0, 1687.0]],
+    },
+];
+
+/// Standard deviations that a difference may have: more happens once in a thousand by chance.
+const DEVIATIONS: f64 = 3.3;
+
+/// Whether `value`, the percentile of a sample of `n` from the harness, splits ours as it split theirs.
+fn splits_alike(ours: &Sorted, percent: f64, value: f64, n: u32) -> Result<(), String> {
+    let (share, total) = (percent / 100.0, ours.len() as f64);
+    let below = ours.values().iter().filter(|v| **v < value).count() as f64;
+    let equal = ours.values().iter().filter(|v| **v == value).count() as f64;
+    let seen = (below + equal / 2.0) / total;
+    // Half a request of theirs: with 3 requests above a p99, ranks are coarse.
+    let noise = (share * (1.0 - share) * (1.0 / f64::from(n) + 1.0 / total)).sqrt();
+    let tolerance = DEVIATIONS * noise + 0.5 / f64::from(n);
+    if (seen - share).abs() <= tolerance {
+        return Ok(());
+    }
+    Err(format!("p{percent} of the harness is {value}, but {seen:.4} of ours lie below (+- {tolerance:.4})"))
+}
+
 #[test]
-fn a_run_of_two_minutes_with_seed_42_is_as_large_and_mixed_as_the_harness_makes_it() {
-    // The harness: 2,951 to 2,981 requests, 17.4k, 22.8k and 25.1k prompt tokens a second by context. Poisson leaves 4
-    // standard deviations of sqrt(3000) on either side; the tokens of one run spread by about 3 %.
-    for (context, prompt_rate) in [(2048, 17_400.0), (4096, 22_800.0), (8192, 25_100.0)] {
-        let schedule = draw(context, 120, 42);
-        let n = schedule.requests.len() as f64;
-        assert!((n - 3000.0).abs() < 220.0, "{n} requests");
-        let tokens: f64 = schedule.requests.iter().map(|r| f64::from(r.input)).sum();
-        assert!(
-            (tokens / 120.0 / prompt_rate - 1.0).abs() < 0.12,
-            "{} prompt tokens a second",
-            tokens / 120.0
-        );
-        // Pearson's statistic with 2 degrees of freedom: 13.8 is exceeded once in a thousand.
-        let chi: f64 = [0.6, 0.3, 0.1]
+fn the_harness_and_we_draw_from_the_same_distributions() {
+    // Two minutes as the user runs it, and a sample so large that only the noise of the harness is left.
+    for (seconds, seed) in [(120, 42), (8000, 9)] {
+        for run in &HARNESS {
+            let schedule = draw(run.context, seconds, seed);
+            for (workload, n) in (0..).zip(run.counts) {
+                let input = column(&schedule, workload, |r| r.input);
+                let output = column(&schedule, workload, |r| r.output);
+                let mut checks = vec![("output", &output, run.output[usize::from(workload)])];
+                if let Some(index) = usize::from(workload).checked_sub(1) {
+                    checks.push(("input", &input, run.input[index]));
+                }
+                for (what, ours, [p50, p99]) in checks {
+                    for (percent, value) in [(50.0, p50), (99.0, p99)] {
+                        splits_alike(ours, percent, value, n).unwrap_or_else(|error| {
+                            panic!(
+                                "context {}, {seconds} s, workload {workload}, {what}: {error}",
+                                run.context
+                            )
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_harness_and_we_send_as_many_requests_of_each_kind_with_as_many_tokens() {
+    for run in &HARNESS {
+        let schedule = draw(run.context, 120, 42);
+        let ours = [0, 1, 2].map(|w| schedule.requests.iter().filter(|r| r.workload == w).count() as f64);
+        let theirs = run.counts.map(f64::from);
+        let (all_ours, all_theirs) = (ours.iter().sum::<f64>(), theirs.iter().sum::<f64>());
+        // Two Poisson counts differ by the root of their sum.
+        let deviations = (all_ours - all_theirs).abs() / (all_ours + all_theirs).sqrt();
+        assert!(deviations < DEVIATIONS, "{all_ours} requests, the harness {all_theirs}");
+        // Pearson's two-sample statistic with 2 degrees of freedom: 13.8 is exceeded once in a thousand.
+        let chi: f64 = ours
             .iter()
-            .zip(0..)
-            .map(|(share, workload)| {
-                let seen = schedule.requests.iter().filter(|r| r.workload == workload).count() as f64;
-                (seen - share * n).powi(2) / (share * n)
+            .zip(theirs)
+            .map(|(a, b)| {
+                let share = (a + b) / (all_ours + all_theirs);
+                (a - share * all_ours).powi(2) / (share * all_ours)
+                    + (b - share * all_theirs).powi(2) / (share * all_theirs)
             })
             .sum();
-        assert!(chi < 13.8, "chi square {chi}");
+        assert!(chi < 13.8, "context {}: chi square {chi}", run.context);
+
+        // Mean tokens of a request, against a sample of ours so large that only the noise of the harness is left.
+        let large = draw(run.context, 8000, 9);
+        let columns: [fn(&Planned) -> u32; 2] = [|r| r.input, |r| r.output];
+        for (value, rate) in columns.into_iter().zip(run.rates) {
+            let all = Sorted::new(large.requests.iter().map(|r| f64::from(value(r))).collect());
+            let want = rate * 120.0 / all_theirs;
+            // The rates are known to 50 tokens a second, and a prompt's template adds up to 10 tokens to what is drawn.
+            let rounding = 50.0 * 120.0 / all_theirs + if rate > 10_000.0 { 10.0 } else { 0.0 };
+            let tolerance = DEVIATIONS * all.std() / all_theirs.sqrt() + rounding;
+            assert!(
+                (all.mean() - want).abs() < tolerance,
+                "context {}: mean {}, the harness {want} (+- {tolerance})",
+                run.context,
+                all.mean()
+            );
+        }
     }
 }
 

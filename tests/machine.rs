@@ -5,7 +5,8 @@ use std::time::Duration;
 use varcas_guard::config::{OnHang, Plan, ProfileMode};
 use varcas_guard::event::{
     BenchSummary, Check, EngineSample, EventKind, ExitHow, Finding, Gravity, HangKind, LoadProgress, Outcome,
-    Phase, ProcId, ProcSample, Reading, ServerFacts, Severity, SuspicionStep, Timer, Trace,
+    Phase, ProcId, ProcSample, Reading, ServerFacts, Severity, SuspicionStep, Timer, Trace, WindowEvent,
+    WindowLine,
 };
 use varcas_guard::supervisor::machine::Machine;
 use varcas_guard::supervisor::state::Action;
@@ -436,6 +437,27 @@ fn a_fatal_line_ends_the_attempt_at_once_and_the_ending_quotes_the_line_that_kno
     });
     let ended = ended.expect("an ending");
     assert!(ended.starts_with("log line 5: ") && ended.contains("log line 6: what cuda-oom"), "{ended}");
+}
+
+#[test]
+fn every_rank_that_records_must_bring_a_trace() {
+    for (ranks, code) in [(1, 0), (2, 75)] {
+        let mut run = Driven::measuring(Plan { retries: 0, ..plan() });
+        for rank in 0..ranks {
+            let what = WindowEvent::Hello { torch: String::new(), activities: vec![] };
+            run.give(EventKind::Window(WindowLine { rank, pid: 7, t: 0.0, what }));
+        }
+        run.give_all([
+            finished(10, 0, true),
+            EventKind::WindowsClosed { workers: ranks },
+            exited("python", true),
+        ]);
+        run.give_all([tree_gone(), drained()]);
+        let EventKind::TracesCollected { mut traces, problems, saved } = traces(1) else { panic!("traces") };
+        traces[0].rank = Some(0);
+        run.give(EventKind::TracesCollected { traces, problems, saved });
+        assert_eq!(run.exit_code(), Some(code));
+    }
 }
 
 #[test]

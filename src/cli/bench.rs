@@ -1,15 +1,15 @@
 //! `varcas-guard bench --url URL`: the load alone, against any OpenAI-compatible server that is already there.
 
+use crate::cli::sweep;
+use crate::config::{Endpoint, LoadPlan, Process};
 use crate::error::{ExitCode as Code, Failure};
-use crate::event::{BenchSummary, EventKind, Latency};
-use crate::workload::load::arrivals::Arrivals;
-use crate::workload::load::dataset;
-use crate::workload::load::driver::{self, Api, Limits, Load, LoadFiles, Target};
-use crate::workload::load::mix::Mix;
+use crate::event::words::progress;
+use crate::event::{BenchSummary, EventKind};
+use crate::workload::load::compose::Recipe;
+use crate::workload::load::driver::{self, Load, LoadFiles, Target};
 use crate::workload::load::ready::{self, ReadyInfo};
-use crate::workload::load::schedule::Schedule;
-use crate::workload::load::tally::Slo;
-use clap::{Args as ClapArgs, ValueEnum};
+use clap::Args as ClapArgs;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, default_value = "mixed")]
     pub mix: String,
     /// When requests are sent
-    #[arg(long, value_enum, default_value_t = Process::Poisson)]
+    #[arg(long, default_value = "poisson", value_parser = process())]
     pub arrivals: Process,
     /// Mean requests per second
     #[arg(long, default_value_t = 25.0, allow_negative_numbers = true)]
@@ -49,9 +49,9 @@ pub struct Args {
     /// cyclic: swing around the mean rate, 0 to 1
     #[arg(long, default_value_t = 0.8)]
     pub amplitude: f64,
-    /// cyclic: seconds of one swing
-    #[arg(long, default_value_t = 60.0)]
-    pub period: f64,
+    /// cyclic: one swing
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub period: Duration,
     /// ramp: rate at the end; --rate is the one at the start
     #[arg(long, default_value_t = 50.0)]
     pub to_rate: f64,
@@ -61,17 +61,17 @@ pub struct Args {
     /// Replay the moments, prompts and lengths of a trace or result file of the load harness
     #[arg(long, value_name = "FILE", conflicts_with_all = ["arrivals", "mix"])]
     pub trace: Option<PathBuf>,
-    /// How long requests are sent (90s, 10m)
-    #[arg(long, default_value = "120s", value_parser = duration)]
-    pub duration: Duration,
+    /// How long requests are sent (90s, 10m) [default: 120s, or the whole trace]
+    #[arg(long, value_parser = duration)]
+    pub duration: Option<Duration>,
     /// Seed of arrivals, mix and lengths
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// Seed of the words; give another one to a server that has seen these prompts
-    #[arg(long, default_value_t = 42)]
-    pub word_seed: u64,
+    /// Seed of the words [default: another one each time, so that no run measures the prefix cache of the last]
+    #[arg(long)]
+    pub word_seed: Option<u64>,
     /// Which endpoint is asked
-    #[arg(long, value_enum, default_value_t = Endpoint::Completions)]
+    #[arg(long, default_value = "completions", value_parser = endpoint())]
     pub endpoint: Endpoint,
     /// No more requests than this are open at once; the wait of the others is counted
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
@@ -112,7 +112,7 @@ pub struct Args {
     /// Name of an environment variable that holds the bearer token
     #[arg(long, value_name = "NAME")]
     pub api_key_env: Option<String>,
-    /// Start at --rate and double it until the server no longer keeps up
+    /// Start at --rate, double it until the server no longer keeps up, then look between the last two
     #[arg(long, conflicts_with = "trace")]
     pub sweep: bool,
     /// How long to wait for the server to be healthy
@@ -123,32 +123,48 @@ pub struct Args {
     pub output: PathBuf,
 }
 
-/// Arrival processes of the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Process {
-    /// Independent arrivals
-    Poisson,
-    /// Equal gaps
-    Constant,
-    /// Gamma-distributed gaps
-    Gamma,
-    /// Self-exciting bursts
-    Hawkes,
-    /// A rate that swings
-    Cyclic,
-    /// A rate that climbs or falls
-    Ramp,
-    /// Each stream sends when its last request has ended
-    Closed,
+impl Args {
+    /// The load in the words of guard.toml.
+    pub(crate) fn plan(&self) -> LoadPlan {
+        let whole = if self.trace.is_some() { Duration::MAX } else { LoadPlan::default().duration };
+        LoadPlan {
+            duration: self.duration.unwrap_or(whole),
+            rate: self.rate,
+            seed: self.seed,
+            drain: self.drain,
+            request_timeout: self.timeout,
+            max_failure_share: self.max_failure_share,
+            warmup_requests: self.warmup,
+            mix: self.mix.clone(),
+            workloads: Vec::new(),
+            arrivals: self.arrivals,
+            burstiness: self.burstiness,
+            branching: self.branching,
+            decay: self.decay,
+            amplitude: self.amplitude,
+            period: self.period,
+            to_rate: self.to_rate,
+            streams: self.streams,
+            trace: self.trace.clone(),
+            endpoint: self.endpoint,
+            max_concurrency: self.max_concurrency,
+            ignore_eos: self.ignore_eos,
+            temperature: self.temperature,
+            idle_timeout: self.idle_timeout,
+            slo_ttft: self.slo_ttft,
+            slo_tpot: self.slo_tpot,
+            slo_e2el: self.slo_e2el,
+        }
+    }
 }
 
-/// Endpoints of the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Endpoint {
-    /// `/v1/completions`
-    Completions,
-    /// `/v1/chat/completions`
-    Chat,
+fn process() -> impl TypedValueParser<Value = Process> {
+    PossibleValuesParser::new(Process::NAMES).map(|name| Process::named(&name))
+}
+
+fn endpoint() -> impl TypedValueParser<Value = Endpoint> {
+    PossibleValuesParser::new(["completions", "chat"])
+        .map(|name| if name == "chat" { Endpoint::Chat } else { Endpoint::Completions })
 }
 
 /// `90s`, `10m`, `1h`, `250ms`.
@@ -188,29 +204,24 @@ fn report(result: Result<Code, Failure>) -> ExitCode {
     }
 }
 
-fn usage(problem: impl Into<String>) -> Failure {
+pub(crate) fn usage(problem: impl Into<String>) -> Failure {
     Failure::new(Code::Usage, problem)
 }
 
 async fn bench(args: &Args) -> Result<Code, Failure> {
     // Whatever can be wrong without a server is found before one is asked.
-    let mix = read_mix(args)?;
-    let arrivals = arrivals(args, args.rate);
-    let mut problems = if args.trace.is_some() { Vec::new() } else { mix.problems() };
-    problems.extend(arrivals.problems());
-    if args.duration.is_zero() {
-        problems.push("--duration 0: there would be nothing to send".to_owned());
+    let recipe = Recipe::read(&args.plan());
+    let mut problems: Vec<String> = Vec::new();
+    if let Err(wrong) = &recipe {
+        problems.extend(wrong.iter().map(|(_, problem)| problem.clone()));
     }
     if args.sweep && args.arrivals == Process::Closed {
         problems
             .push("--sweep raises a rate, and a closed loop has none: choose another --arrivals".to_owned());
     }
-    if !(args.temperature.is_finite() && args.temperature >= 0.0) {
-        problems.push(format!("--temperature {}: it must be a number of at least 0", args.temperature));
-    }
-    if !problems.is_empty() {
+    let Some(recipe) = recipe.ok().filter(|_| problems.is_empty()) else {
         return Err(Failure { exit: Code::Usage, problems, hint: None });
-    }
+    };
     let key = args.api_key_env.as_ref().map(|name| {
         std::env::var(name)
             .map_err(|_| usage(format!("the environment has no {name} to take the api key from")))
@@ -219,7 +230,7 @@ async fn bench(args: &Args) -> Result<Code, Failure> {
     let mut stop = stop_on_signals()?;
 
     let info = tokio::select! {
-        info = tokio::time::timeout(args.wait, ready::wait_ready(&args.url, args.model.as_deref())) => info,
+        info = tokio::time::timeout(args.wait, ready::wait_ready(&args.url, args.model.as_deref(), &recipe.mix)) => info,
         _ = stop.wait_for(|stop| *stop) => return Ok(interrupted()),
     };
     let info = info
@@ -231,7 +242,7 @@ async fn bench(args: &Args) -> Result<Code, Failure> {
         .map_err(|e| Failure::new(Code::Refused, e))?;
     let mut target = info.target();
     target.api_key = key;
-    describe(&info, args, &mix, &mut target).await?;
+    describe(&info, args)?;
     let warm = tokio::select! {
         warm = ready::warm_up(&target, args.warmup) => warm,
         _ = stop.wait_for(|stop| *stop) => return Ok(interrupted()),
@@ -239,25 +250,29 @@ async fn bench(args: &Args) -> Result<Code, Failure> {
     let (requests, slowest) = warm.map_err(|e| Failure::new(Code::AttemptsFailed, e))?;
     println!("Warm-up: {requests} requests, slowest {:.2} s, not counted", slowest.as_secs_f64());
 
+    let word_seed = args.word_seed.unwrap_or_else(|| rand::random::<u32>().into());
+    let bench = Bench { args, recipe: &recipe, target: &target, stop: &stop, word_seed };
     if args.sweep {
-        return sweep(args, &mix, &target, &stop).await;
+        return sweep::run(&bench).await;
     }
-    let schedule = match &args.trace {
-        Some(path) => {
-            let text = read(path)?;
-            let trace = dataset::parse_trace(&text).map_err(|e| usage(format!("{}: {e}", path.display())))?;
-            Schedule::from_trace(trace, target.max_model_len)
-        }
-        None => Schedule::draw(mix, arrivals, args.duration, target.max_model_len, args.seed),
-    };
-    let (summary, files) = one(args, schedule.map_err(usage)?, &target, &stop, &args.output).await?;
+    let load = recipe.load(&target, args.seed, word_seed).map_err(usage)?;
+    let (summary, files) = bench.one(load, &args.output).await?;
     print!("{}", read(&files.benchmark_log)?);
     println!("Folder: {}", args.output.display());
     Ok(verdict(&summary, args.max_failure_share))
 }
 
+/// What every load of the command shares.
+pub(crate) struct Bench<'a> {
+    pub(crate) args: &'a Args,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) target: &'a Target,
+    pub(crate) stop: &'a watch::Receiver<bool>,
+    pub(crate) word_seed: u64,
+}
+
 /// 0 for a complete load of which enough succeeded.
-fn verdict(summary: &BenchSummary, max_failure_share: f64) -> Code {
+pub(crate) fn verdict(summary: &BenchSummary, max_failure_share: f64) -> Code {
     let lost = summary.progress.failed + summary.cancelled;
     if STOPPED_BY.load(Ordering::SeqCst) != 0 {
         interrupted()
@@ -279,7 +294,7 @@ fn interrupted() -> Code {
     }
 }
 
-async fn describe(info: &ReadyInfo, args: &Args, mix: &Mix, target: &mut Target) -> Result<(), Failure> {
+fn describe(info: &ReadyInfo, args: &Args) -> Result<(), Failure> {
     for note in &info.notes {
         eprintln!("note: {note}");
     }
@@ -287,146 +302,37 @@ async fn describe(info: &ReadyInfo, args: &Args, mix: &Mix, target: &mut Target)
         return Err(Failure::new(Code::Refused, format!("{} sends no usage with a stream", args.url))
             .hint("token counts would be unknown; --without-usage goes on without them"));
     }
-    // The built-in templates were measured with the readiness check; others need their own measurement.
-    if info.tokens.is_measured()
-        && Mix::named(&mix.name).as_ref() != Some(mix)
-        && let Ok(tokens) = ready::calibrate(&target.base_url, &target.model, mix).await
-    {
-        target.tokens = tokens;
-    }
     Ok(())
 }
 
-async fn one(
-    args: &Args,
-    schedule: Schedule,
-    target: &Target,
-    stop: &watch::Receiver<bool>,
-    folder: &Path,
-) -> Result<(BenchSummary, LoadFiles), Failure> {
-    std::fs::create_dir_all(folder).map_err(|e| {
-        usage(format!("create the folder {}: {e}", folder.display())).hint("choose another --output")
-    })?;
-    let files = LoadFiles {
-        requests: folder.join("requests.jsonl"),
-        benchmark_json: folder.join("benchmark.json"),
-        benchmark_log: folder.join("benchmark_output.log"),
-    };
-    let load = Load {
-        api: match args.endpoint {
-            Endpoint::Completions => Api::Completions,
-            Endpoint::Chat => Api::Chat,
-        },
-        limits: Limits { total: args.timeout, idle: args.idle_timeout },
-        drain: args.drain,
-        max_concurrency: args.max_concurrency,
-        slo: Slo { ttft: args.slo_ttft, tpot: args.slo_tpot, e2el: args.slo_e2el },
-        ignore_eos: args.ignore_eos,
-        temperature: args.temperature,
-        ..Load::new(schedule, args.seed, args.word_seed)
-    };
-    let live = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let summary = driver::run_load(target, load, &files, stop.clone(), |event| match event {
-        EventKind::LoadProgressed(p) if live => eprint!(
-            "\r\x1b[Ksent {} open {} done {} failed {} tokens {}",
-            p.sent, p.in_flight, p.completed, p.failed, p.output_tokens
-        ),
-        EventKind::Trouble { what, error } => eprintln!("warning: {what}: {error}"),
-        _ => {}
-    })
-    .await
-    .map_err(|e| Failure::new(Code::AttemptsFailed, e))?;
-    if live {
-        eprintln!();
-    }
-    Ok((summary, files))
-}
-
-/// Doubles the rate until the server answers less than 90 % of it or fails, then stops early.
-async fn sweep(
-    args: &Args,
-    mix: &Mix,
-    target: &Target,
-    stop: &watch::Receiver<bool>,
-) -> Result<Code, Failure> {
-    println!(
-        "{:>9} {:>9} {:>10} {:>10} {:>10} {:>7}",
-        "rate", "done/s", "ttft p50", "ttft p99", "tpot p50", "failed"
-    );
-    let (mut rate, mut step, mut last) = (args.rate, 1_u64, None);
-    loop {
-        // Other words at each step, or the later steps would measure the prefix cache.
-        let args = Args { word_seed: args.word_seed + step, ..args.clone() };
-        let schedule = Schedule::draw(
-            mix.clone(),
-            arrivals(&args, rate),
-            args.duration,
-            target.max_model_len,
-            args.seed + step,
-        )
-        .map_err(usage)?;
-        let offered = schedule.requests.len() as f64 / args.duration.as_secs_f64();
-        let folder = args.output.join(format!("rate-{rate}"));
-        let (summary, _) = one(&args, schedule, target, stop, &folder).await?;
-        let Latency { p50, p99, .. } = summary.ttft_ms;
-        let done = summary.request_throughput;
-        println!(
-            "{rate:>9.2} {done:>9.2} {p50:>10.1} {p99:>10.1} {:>10.2} {:>7}",
-            summary.tpot_ms.p50, summary.progress.failed
-        );
-        if !summary.is_complete {
-            return Ok(verdict(&summary, args.max_failure_share));
+impl Bench<'_> {
+    /// Runs one load; its files go into `folder`.
+    pub(crate) async fn one(&self, load: Load, folder: &Path) -> Result<(BenchSummary, LoadFiles), Failure> {
+        std::fs::create_dir_all(folder).map_err(|e| {
+            usage(format!("create the folder {}: {e}", folder.display())).hint("choose another --output")
+        })?;
+        let files = LoadFiles {
+            requests: folder.join("requests.jsonl"),
+            benchmark_json: folder.join("benchmark.json"),
+            benchmark_log: folder.join("benchmark_output.log"),
+        };
+        let live = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let summary = driver::run_load(self.target, load, &files, self.stop.clone(), |event| match event {
+            EventKind::LoadProgressed(p) if live => eprint!("\r\x1b[K{}", progress(&p)),
+            EventKind::Trouble { what, error } => eprintln!("warning: {what}: {error}"),
+            _ => {}
+        })
+        .await
+        .map_err(|e| Failure::new(Code::AttemptsFailed, e))?;
+        if live {
+            eprintln!();
         }
-        let lost = summary.progress.failed + summary.cancelled;
-        if done < 0.9 * offered || lost * 100 > summary.progress.sent {
-            match last {
-                Some(good) => println!("Saturated between {good} and {rate} requests per second"),
-                None => println!("Saturated already at {rate} requests per second: start the sweep lower"),
-            }
-            return Ok(Code::Success);
-        }
-        last = Some(rate);
-        rate *= 2.0;
-        step += 1;
-    }
-}
-
-fn arrivals(args: &Args, rate: f64) -> Arrivals {
-    match args.arrivals {
-        Process::Poisson => Arrivals::Poisson { rate },
-        Process::Constant => Arrivals::Constant { rate },
-        Process::Gamma => Arrivals::Gamma { rate, burstiness: args.burstiness },
-        Process::Hawkes => Arrivals::Hawkes { rate, branching: args.branching, decay: args.decay },
-        Process::Cyclic => Arrivals::Cyclic { rate, amplitude: args.amplitude, period: args.period },
-        Process::Ramp => Arrivals::Ramp { from: rate, to: args.to_rate * rate / args.rate },
-        Process::Closed => Arrivals::Closed { streams: args.streams },
+        Ok((summary, files))
     }
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path).map_err(|e| usage(format!("read {}: {e}", path.display())))
-}
-
-fn read_mix(args: &Args) -> Result<Mix, Failure> {
-    if let Some(mix) = Mix::named(&args.mix) {
-        return Ok(mix);
-    }
-    let path = Path::new(&args.mix);
-    if !path.exists() {
-        return Err(usage(format!("--mix {}: neither a built-in mix nor a file", args.mix))
-            .hint("built in are mixed, chat, rag and code"));
-    }
-    let text = read(path)?;
-    let mut mix = Mix::from_toml(&text).map_err(|e| usage(format!("{}: {e}", path.display())))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    for workload in &mut mix.workloads {
-        let Some(name) = &workload.dataset else { continue };
-        let data = folder.join(name);
-        let text = read(&data)?;
-        workload.examples = dataset::parse(&text, crate::workload::load::prompt::CHARS_PER_TOKEN)
-            .map_err(|e| usage(format!("{}: {e}", data.display())))?;
-    }
-    Ok(mix)
 }
 
 /// The first signal asks for a partial result; the default action of a second one ends the process.

@@ -9,5 +9,6 @@ pub mod report;
 pub mod root;
 pub mod run;
 pub mod salvage;
+mod sweep;
 
 pub use root::main;

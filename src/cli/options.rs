@@ -4,6 +4,7 @@ use crate::config::{Given, Plan, plan};
 use crate::error::{ExitCode, Failure};
 use crate::health::log_rules::Rules;
 use crate::supervisor::{layout, preflight};
+use crate::workload::load::compose;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -81,7 +82,7 @@ impl Options {
         defaults.server.python = default_python();
         let name = layout::default_run_name(&jiff::ZonedDateTime::now());
         defaults.output = PathBuf::from("output").join(name);
-        let mut plan = plan(defaults, &Given { file, flags, rest })?;
+        let mut plan = plan(defaults, &Given { file, flags, rest, check_load: Some(compose::check) })?;
         plan.output = std::path::absolute(&plan.output).map_err(|error| {
             Failure::new(
                 ExitCode::Usage,

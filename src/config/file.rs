@@ -1,7 +1,7 @@
 //! guard.toml: read whole, every mistake reported with its line.
 
-use super::Plan;
 use super::settings::{self, Kind, SETTINGS, Setting};
+use super::{OwnWorkload, Plan};
 use toml::de::{DeTable, DeValue};
 
 type Spanned<'a> = toml::Spanned<DeValue<'a>>;
@@ -29,9 +29,12 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn line(&self, at: usize) -> usize {
+        self.text.as_bytes()[..at.min(self.text.len())].iter().filter(|b| **b == b'\n').count() + 1
+    }
+
     fn problem(&mut self, at: usize, what: impl std::fmt::Display) {
-        let line =
-            self.text.as_bytes()[..at.min(self.text.len())].iter().filter(|b| **b == b'\n').count() + 1;
+        let line = self.line(at);
         self.problems.push((at, format!("{}:{line}: {what}", self.name)));
     }
 
@@ -88,6 +91,21 @@ impl Reader<'_> {
                 Ok(())
             }
             (Kind::Pairs(_), _) => Err("must be a table of texts".to_owned()),
+            (Kind::Tables(set), DeValue::Array(items)) => {
+                let tables = items.iter().map(|item| match item.get_ref() {
+                    DeValue::Table(_) => {
+                        Ok(OwnWorkload { line: self.line(item.span().start), table: json(item.get_ref())? })
+                    }
+                    other => Err(format!("every item must be a table, not a {}", other.type_str())),
+                });
+                tables.collect::<Result<_, String>>().map(|tables| set(self.plan, tables))
+            }
+            (Kind::Tables(_), _) => Err(format!("must be tables, each under [[{}]]", setting.key)),
+            (Kind::Flag(set), DeValue::Boolean(on)) => {
+                set(self.plan, *on);
+                Ok(())
+            }
+            (Kind::Flag(_), _) => Err("must be true or false".to_owned()),
             (_, DeValue::String(text)) => settings::set_text(self.plan, setting, text),
             (Kind::Whole(..) | Kind::Real(..), DeValue::Integer(number)) => {
                 settings::set_text(self.plan, setting, number.as_str())
@@ -104,6 +122,30 @@ impl Reader<'_> {
             self.problem(at, format!("`{}`: {problem}", setting.key));
         }
     }
+}
+
+/// The same value in JSON.
+fn json(value: &DeValue<'_>) -> Result<serde_json::Value, String> {
+    use serde_json::Value;
+    Ok(match value {
+        DeValue::String(text) => Value::from(text.as_ref()),
+        DeValue::Integer(number) => Value::from(
+            i64::from_str_radix(number.as_str(), number.radix())
+                .map_err(|_| format!("`{number}` is too large"))?,
+        ),
+        DeValue::Float(number) => {
+            Value::from(number.as_str().parse::<f64>().map_err(|_| format!("`{number}` is not a number"))?)
+        }
+        DeValue::Boolean(on) => Value::from(*on),
+        DeValue::Datetime(_) => return Err("a date has no meaning here".to_owned()),
+        DeValue::Array(items) => items.iter().map(|item| json(item.get_ref())).collect::<Result<_, _>>()?,
+        DeValue::Table(table) => Value::Object(
+            table
+                .iter()
+                .map(|(key, value)| Ok((key.get_ref().to_string(), json(value.get_ref())?)))
+                .collect::<Result<_, String>>()?,
+        ),
+    })
 }
 
 fn is_section(name: &str) -> bool {

@@ -1,7 +1,7 @@
 //! Every setting once: its key in guard.toml, its flag, its type, and where it goes in the [`Plan`]. The file reader, the
 //! flags, the error messages and the reference in the documentation all come from this table.
 
-use super::{OnHang, Plan, ProfileMode, ServerKind};
+use super::{Endpoint, OnHang, OwnWorkload, Plan, Process, ProfileMode, ServerKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +18,10 @@ pub enum Kind {
     Real(f64, f64, fn(&mut Plan, f64)),
     /// `90s`, `10m`, `1h 30m`; at least this long.
     Span(Duration, fn(&mut Plan, Duration)),
+    /// True or false.
+    Flag(fn(&mut Plan, bool)),
+    /// A list of tables, read elsewhere.
+    Tables(fn(&mut Plan, Vec<OwnWorkload>)),
     /// A list of texts.
     Words(fn(&mut Plan, Vec<String>)),
     /// A table of texts.
@@ -42,6 +46,7 @@ const fn setting(key: &'static str, flag: Option<&'static str>, kind: Kind, help
 }
 
 const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// The table.
 pub const SETTINGS: &[Setting] = &[
@@ -129,12 +134,7 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Span(SECOND, |p, v| p.load.duration = v),
         "how long requests are sent",
     ),
-    setting(
-        "load.rate",
-        None,
-        Kind::Real(0.001, 1e6, |p, v| p.load.rate = v),
-        "mean arrivals per second (Poisson)",
-    ),
+    setting("load.rate", None, Kind::Real(0.001, 1e6, |p, v| p.load.rate = v), "mean arrivals per second"),
     setting(
         "load.seed",
         None,
@@ -164,6 +164,119 @@ pub const SETTINGS: &[Setting] = &[
         None,
         Kind::Whole(1, 1000, |p, v| p.load.warmup_requests = u32::try_from(v).unwrap_or(u32::MAX)),
         "requests before the measurement",
+    ),
+    setting(
+        "load.mix",
+        None,
+        Kind::Text(|p, v| p.load.mix = v),
+        "mixed, chat, rag, code, or a TOML file with [[workload]] tables",
+    ),
+    setting(
+        "load.workload",
+        None,
+        Kind::Tables(|p, v| p.load.workloads = v),
+        "[[load.workload]] tables: an own mix, instead of load.mix",
+    ),
+    setting(
+        "load.arrivals",
+        None,
+        Kind::Choice(&Process::NAMES, |p, v| p.load.arrivals = Process::named(v)),
+        "when requests are sent",
+    ),
+    setting(
+        "load.burstiness",
+        None,
+        Kind::Real(0.001, 1e6, |p, v| p.load.burstiness = v),
+        "gamma: below 1 is burstier than Poisson, above 1 more regular",
+    ),
+    setting(
+        "load.branching",
+        None,
+        Kind::Real(0.0, 0.99, |p, v| p.load.branching = v),
+        "hawkes: mean number of requests that one request sets off",
+    ),
+    setting(
+        "load.decay",
+        None,
+        Kind::Real(0.001, 1e6, |p, v| p.load.decay = v),
+        "hawkes: how fast the excitement fades, per second",
+    ),
+    setting(
+        "load.amplitude",
+        None,
+        Kind::Real(0.0, 1.0, |p, v| p.load.amplitude = v),
+        "cyclic: swing around the mean rate",
+    ),
+    setting("load.period", None, Kind::Span(SECOND, |p, v| p.load.period = v), "cyclic: one swing"),
+    setting(
+        "load.to-rate",
+        None,
+        Kind::Real(0.001, 1e6, |p, v| p.load.to_rate = v),
+        "ramp: the rate at the end; load.rate is the one at the start",
+    ),
+    setting(
+        "load.streams",
+        None,
+        Kind::Whole(1, 1_000_000, |p, v| p.load.streams = u32::try_from(v).unwrap_or(u32::MAX)),
+        "closed: requests open at any time",
+    ),
+    setting(
+        "load.trace",
+        None,
+        Kind::Text(|p, v| p.load.trace = Some(PathBuf::from(v))),
+        "a trace or result file of the seed's harness, replayed up to load.duration",
+    ),
+    setting(
+        "load.endpoint",
+        None,
+        Kind::Choice(&["completions", "chat"], |p, v| {
+            p.load.endpoint = if v == "chat" { Endpoint::Chat } else { Endpoint::Completions };
+        }),
+        "completions or chat",
+    ),
+    setting(
+        "load.max-concurrency",
+        None,
+        Kind::Whole(1, 1_000_000, |p, v| {
+            p.load.max_concurrency = Some(u32::try_from(v).unwrap_or(u32::MAX));
+        }),
+        "no more requests than this are open at once; the wait of the others is counted",
+    ),
+    setting(
+        "load.ignore-eos",
+        None,
+        Kind::Flag(|p, v| p.load.ignore_eos = v),
+        "have the server write until max_tokens",
+    ),
+    setting(
+        "load.temperature",
+        None,
+        Kind::Real(0.0, 100.0, |p, v| p.load.temperature = v),
+        "sampling temperature; 0 is greedy",
+    ),
+    setting(
+        "load.idle-timeout",
+        None,
+        Kind::Span(SECOND, |p, v| p.load.idle_timeout = Some(v)),
+        "a request fails when nothing comes for this long",
+    ),
+    setting(
+        "load.slo-ttft",
+        None,
+        Kind::Span(MILLISECOND, |p, v| p.load.slo_ttft = Some(v)),
+        "a good request has its first token within this",
+    ),
+    setting(
+        "load.slo-tpot",
+        None,
+        Kind::Span(MILLISECOND, |p, v| p.load.slo_tpot = Some(v)),
+        "a good request takes no longer than this per token",
+    ),
+    setting(
+        "load.slo-e2el",
+        None,
+        Kind::Span(MILLISECOND, |p, v| p.load.slo_e2el = Some(v)),
+        "a good request is over within this",
     ),
     setting(
         "health.on-hang",
@@ -365,7 +478,14 @@ pub fn set_text(plan: &mut Plan, setting: &Setting, text: &str) -> Result<(), St
             }
             set(plan, span);
         }
-        Kind::Words(_) | Kind::Pairs(_) => return Err("cannot be given as one text".to_owned()),
+        Kind::Flag(set) => match text {
+            "true" => set(plan, true),
+            "false" => set(plan, false),
+            _ => return Err(format!("`{text}` is neither true nor false")),
+        },
+        Kind::Words(_) | Kind::Pairs(_) | Kind::Tables(_) => {
+            return Err("cannot be given as one text".to_owned());
+        }
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Plain lines: one sentence for each event worth one, and a progress line now and then; or the events as JSON.
 
-use crate::event::words::sentence;
+use crate::event::words::{progress, sentence};
 use crate::event::{Event, EventKind};
 use std::io::Write;
 use std::time::Duration;
@@ -53,10 +53,7 @@ impl<W: Write> Lines<W> {
                     return None;
                 }
                 self.last_progress = event.at.mono;
-                format!(
-                    "{} sent, {} open, {} done, {} failed, {} output tokens",
-                    p.sent, p.in_flight, p.completed, p.failed, p.output_tokens
-                )
+                progress(p)
             }
             EventKind::SignalSent { .. } | EventKind::AttemptEnded(_) | EventKind::TimerFired { .. } => {
                 return None;

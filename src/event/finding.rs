@@ -131,16 +131,26 @@ pub struct Suspicion {
     pub reasons: Vec<String>,
 }
 
+impl Suspicion {
+    /// What is seen, without what follows from it.
+    pub fn facts(&self) -> String {
+        let (still, patience) = (human(self.still), human(self.patience));
+        format!(
+            "nothing has moved for {still} ({}, borne for {patience}): {}",
+            self.kind,
+            self.reasons.join("; ")
+        )
+    }
+}
+
 impl fmt::Display for Suspicion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let still = human(self.still);
         match self.step {
-            SuspicionStep::Cleared => return write!(f, "it moves again after {still}"),
-            SuspicionStep::Suspect => write!(f, "nothing has moved for {still}")?,
-            SuspicionStep::Confirmed => write!(f, "nothing has moved for {still}, confirmed")?,
-            SuspicionStep::Act => write!(f, "hung: nothing has moved for {still}")?,
+            SuspicionStep::Cleared => write!(f, "it moves again ({})", self.kind),
+            SuspicionStep::Suspect => write!(f, "suspect: {}", self.facts()),
+            SuspicionStep::Confirmed => write!(f, "confirmed: {}", self.facts()),
+            SuspicionStep::Act => write!(f, "patience is over: {}", self.facts()),
         }
-        write!(f, " ({}, borne for {}): {}", self.kind, human(self.patience), self.reasons.join("; "))
     }
 }
 

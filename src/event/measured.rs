@@ -47,6 +47,12 @@ pub struct LoadProgress {
     pub prompt_tokens: u64,
     /// Output tokens by the server's usage.
     pub output_tokens: u64,
+    /// Median time to first token so far, in microseconds; 0 while no request has succeeded.
+    #[serde(default)]
+    pub ttft_p50_us: u64,
+    /// Its 99th percentile.
+    #[serde(default)]
+    pub ttft_p99_us: u64,
 }
 
 /// The engine's own counters, from `/metrics`.
@@ -216,6 +222,9 @@ pub struct BenchSummary {
     pub by_workload: Vec<WorkloadSummary>,
     /// Error class to count.
     pub errors: std::collections::BTreeMap<String, u64>,
+    /// What makes the numbers doubtful.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// One workload of the mix.

@@ -1,8 +1,9 @@
 //! One sentence for each event that a person should hear of. The console, the timeline of the report and the guard's own
 //! log use the same words, so that they never disagree.
 
-use super::{EventKind, ExitHow, Gravity, Severity, WindowEvent, signal_name};
+use super::{EventKind, ExitHow, Gravity, LoadProgress, Severity, WindowEvent, signal_name};
 use crate::time::human;
+use std::fmt::Write as _;
 
 /// The sentence; nothing for samples and for what another line says already.
 pub fn sentence(kind: &EventKind) -> Option<String> {
@@ -109,4 +110,18 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
         | EventKind::ProcessesSampled { .. }
         | EventKind::GpusSampled(_) => return None,
     })
+}
+
+/// The live line of a load.
+pub fn progress(p: &LoadProgress) -> String {
+    let mut line = format!(
+        "{} sent, {} open, {} done, {} failed, {} output tokens",
+        p.sent, p.in_flight, p.completed, p.failed, p.output_tokens
+    );
+    if p.ttft_p99_us > 0 {
+        // Milliseconds with one digit: finer flickers.
+        let ms = |us: u64| format!("{}.{}", us / 1000, us % 1000 / 100);
+        let _ = write!(line, ", TTFT p50 {} ms, p99 {} ms", ms(p.ttft_p50_us), ms(p.ttft_p99_us));
+    }
+    line
 }

@@ -217,6 +217,7 @@ impl Assessor {
         }
         self.moved = now;
         self.kind = None;
+        self.signs.restart();
     }
 
     fn engine_sampled(&mut self, now: Duration, sample: &EngineSample) {

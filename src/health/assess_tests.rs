@@ -173,6 +173,24 @@ fn a_busy_host_has_three_minutes() {
 }
 
 #[test]
+fn what_was_busy_before_the_standstill_does_not_delay_its_name() {
+    let mut world = World::new();
+    let s = Duration::from_secs;
+    let short = Patience { suspect_after: s(3), idle: s(8), adapt_factor: 1.0, ..Patience::default() };
+    world.assessor = Assessor::new(short);
+    world.enter(Phase::Measuring);
+    world.run(30, |world| {
+        world.progress();
+        world.process.cpu_s += 1.0;
+    });
+    let from = world.second;
+    world.run(11, |_| {});
+    let (after, kind) = world.act(from).unwrap();
+    assert_eq!(kind, HangKind::GpuIdleHostIdle);
+    assert!(after <= 10, "{after} s");
+}
+
+#[test]
 fn a_process_that_waits_for_a_cpu_of_a_busy_machine_is_not_idle() {
     expect(HangKind::HostBusy, 180, |world| world.process.state = 'R');
     expect(HangKind::HostBusy, 180, |world| world.process.cpu_s += 0.25);

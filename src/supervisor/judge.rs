@@ -2,6 +2,7 @@
 
 use crate::config::{LoadPlan, ProfileMode};
 use crate::event::{BenchSummary, Check, Clue, Ending, Finding, Outcome, Severity, Trace};
+use std::collections::BTreeSet;
 
 /// Why nothing may be started, if so.
 pub fn refusal(checks: &[Check]) -> Option<String> {
@@ -45,15 +46,25 @@ pub fn benchmark(summary: &BenchSummary, plan: &LoadPlan) -> Result<String, Stri
     Ok(format!("the benchmark ran to its end: {done} of {all} requests succeeded"))
 }
 
-/// A success that was asked to bring traces and brought none is not one.
-pub fn with_traces(ending: Ending, traces: &[Trace], mode: ProfileMode) -> Ending {
-    let complete = traces.iter().filter(|trace| trace.complete).count();
-    if ending.outcome != Outcome::Success || mode == ProfileMode::Off || complete > 0 {
+/// A success that was asked to bring traces and has none of a worker that said it would record is not one.
+pub fn with_traces(ending: Ending, traces: &[Trace], ranks: &BTreeSet<u32>, mode: ProfileMode) -> Ending {
+    if ending.outcome != Outcome::Success || mode == ProfileMode::Off {
         return ending;
     }
+    let complete: Vec<&Trace> = traces.iter().filter(|trace| trace.complete).collect();
+    let missing: Vec<String> = ranks
+        .iter()
+        .filter(|rank| !complete.iter().any(|trace| trace.rank == Some(**rank)))
+        .map(u32::to_string)
+        .collect();
+    let problem = match (complete.is_empty(), missing.is_empty()) {
+        (true, _) => "no complete profiler trace is on disk".to_owned(),
+        (false, true) => return ending,
+        (false, false) => format!("no complete profiler trace of rank {} is on disk", missing.join(", ")),
+    };
     Ending {
         outcome: Outcome::Degraded,
-        reason: format!("{}, but no complete profiler trace is on disk", ending.reason),
+        reason: format!("{}, but {problem}", ending.reason),
         phase: ending.phase,
     }
 }

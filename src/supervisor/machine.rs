@@ -16,10 +16,12 @@ use super::steps::{afterwards, ending, enter};
 use crate::config::{OnHang, Patience, Plan};
 use crate::error::ExitCode;
 use crate::event::{
-    Clue, Ending, EventKind, Finding, Gravity, Outcome, Phase, Suspicion, SuspicionStep, Timer, signal_name,
+    Clue, Ending, EventKind, Finding, Gravity, Outcome, Phase, Suspicion, SuspicionStep, Timer, WindowEvent,
+    signal_name,
 };
 use crate::health::assess::Assessor;
 use crate::time::{Stamp, human};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How long the driver may take to write a partial result after it was told to stop.
@@ -68,6 +70,8 @@ pub struct Machine {
     pub(super) findings: Vec<Finding>,
     /// What the system said in this attempt.
     pub(super) clues: Vec<Clue>,
+    /// Workers of this attempt that will record.
+    pub(super) ranks: BTreeSet<u32>,
 }
 
 impl Default for Machine {
@@ -89,6 +93,7 @@ impl Machine {
             assessor: Assessor::new(Patience::default()),
             findings: Vec::new(),
             clues: Vec::new(),
+            ranks: BTreeSet::new(),
         }
     }
 
@@ -142,10 +147,14 @@ impl Machine {
             | EventKind::Probed { .. }
             | EventKind::ProcessSeen { .. }
             | EventKind::SignalSent { .. }
-            | EventKind::Window(_)
             | EventKind::KeeperStarted { .. }
             | EventKind::Trouble { .. }
             | EventKind::GuardDied { .. } => {}
+            EventKind::Window(line) => {
+                if matches!(line.what, WindowEvent::Hello { .. }) {
+                    self.ranks.insert(line.rank);
+                }
+            }
             EventKind::Clue(clue) => self.clues.push(clue.clone()),
             EventKind::Finding(finding) => self.on_finding(now, finding, &mut out),
             EventKind::SignalReceived { signal } => self.on_signal(now, *signal, &mut out),
@@ -193,7 +202,7 @@ impl Machine {
     }
 
     fn on_hang(&mut self, now: Duration, suspicion: &Suspicion, out: &mut Vec<Action>) {
-        let why = suspicion.to_string();
+        let why = suspicion.facts();
         let state = std::mem::replace(&mut self.state, RunState::Done);
         self.state = match state {
             RunState::Loading { .. } | RunState::WarmUp { .. } | RunState::Measuring(_) => {
@@ -357,11 +366,11 @@ impl Machine {
             (state @ RunState::Draining { .. }, E::LoadStarted { .. } | E::LoadProgressed(_)) => state,
 
             (RunState::Collecting { ending, .. }, E::TracesCollected { traces, .. }) => {
-                let ending = judge::with_traces(ending, traces, self.plan.profile.mode);
+                let ending = judge::with_traces(ending, traces, &self.ranks, self.plan.profile.mode);
                 self.close(ending, out)
             }
             (RunState::Collecting { ending, .. }, E::TimerFired { timer: Timer::Phase }) => {
-                let ending = judge::with_traces(ending, &[], self.plan.profile.mode);
+                let ending = judge::with_traces(ending, &[], &self.ranks, self.plan.profile.mode);
                 self.close(ending, out)
             }
 

@@ -20,7 +20,7 @@ use crate::health::sampler::{self, DiskPlaces, SamplerConfig, SamplerHandle};
 use crate::recovery::evidence::{self, Request};
 use crate::recovery::{backoff, salvage};
 use crate::time;
-use crate::workload::load::{driver, ready};
+use crate::workload::load::{compose, driver, ready};
 use crate::workload::profiler::windows;
 use crate::workload::server::{self, Places, RunMark};
 use std::collections::BTreeMap;
@@ -335,12 +335,21 @@ impl Performer {
     fn wait_ready(&mut self) {
         let base = self.base_url();
         let port = self.run.plan.server.port;
-        let facts = self.facts.clone();
+        let (facts, run) = (self.facts.clone(), Arc::clone(&self.run));
         let Some(attempt) = &mut self.attempt else { return };
         let (target, url, tree) =
             (Arc::clone(&attempt.target), attempt.base_url.clone(), attempt.processes.subscribe());
         attempt.waiting = Some(Task(tokio::spawn(async move {
-            let fact = match ready::wait_ready(&base, None).await {
+            // Datasets can be large, and this thread serves the whole guard.
+            let recipe = tokio::task::spawn_blocking(move || compose::Recipe::read(&run.plan.load)).await;
+            let ready = match recipe {
+                Ok(Ok(recipe)) => ready::wait_ready(&base, None, &recipe.mix).await,
+                Ok(Err(problems)) => {
+                    Err(problems.into_iter().map(|(_, problem)| problem).collect::<Vec<_>>().join("; "))
+                }
+                Err(error) => Err(format!("read the mix: {error}")),
+            };
+            let fact = match ready {
                 Err(error) => {
                     tokio::time::sleep(SYMPTOM_DELAY).await;
                     EventKind::SpawnFailed { error }

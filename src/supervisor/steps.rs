@@ -20,6 +20,7 @@ impl Machine {
         self.attempt += 1;
         self.findings.clear();
         self.clues.clear();
+        self.ranks.clear();
         out.push(Action::Conclude(EventKind::AttemptStarted {}));
         enter(Phase::Preflight, None, out);
         out.push(Action::Preflight);

@@ -1,75 +1,17 @@
 //! The driver against a server on loopback that answers well and badly.
 
-use super::support::{Mock, Step, chunk, good, json, lines, piece, piece_json, stream_head, tail};
+use super::support::{
+    Bench, Mock, Step, block_on, chunk, good, json, lines, piece, piece_json, stream_head, tail,
+};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
-use tempfile::TempDir;
-use tokio::sync::watch;
-use varcas_guard::config::{LoadPlan, Plan};
-use varcas_guard::event::{BenchSummary, EventKind};
+use varcas_guard::event::EventKind;
 use varcas_guard::workload::load::arrivals::Arrivals;
-use varcas_guard::workload::load::driver::{Api, Load, LoadFiles, Target, run, run_load};
+use varcas_guard::workload::load::driver::{Api, Load, run, run_load};
 use varcas_guard::workload::load::mix::Mix;
-use varcas_guard::workload::load::prompt::TokenModel;
 use varcas_guard::workload::load::schedule::Schedule;
 use varcas_guard::workload::load::tally::Slo;
-
-struct Bench {
-    dir: TempDir,
-    plan: LoadPlan,
-    target: Target,
-    events: Arc<Mutex<Vec<EventKind>>>,
-    stop: watch::Sender<bool>,
-}
-
-impl Bench {
-    fn new(url: &str, rate: f64, duration: Duration) -> Self {
-        let plan = LoadPlan { duration, rate, drain: Duration::from_secs(60), ..Plan::default().load };
-        let target = Target {
-            base_url: url.to_owned(),
-            model: "mock".to_owned(),
-            max_model_len: 2048,
-            context_detected: true,
-            tokens: TokenModel::default(),
-            api_key: None,
-        };
-        let (stop, _) = watch::channel(false);
-        Self { dir: tempfile::tempdir().unwrap(), plan, target, events: Arc::default(), stop }
-    }
-
-    fn files(&self) -> LoadFiles {
-        LoadFiles {
-            requests: self.dir.path().join("requests.jsonl"),
-            benchmark_json: self.dir.path().join("benchmark.json"),
-            benchmark_log: self.dir.path().join("benchmark_output.log"),
-        }
-    }
-
-    async fn run(&self) -> Result<BenchSummary, String> {
-        let events = Arc::clone(&self.events);
-        run(&self.target, &self.plan, 42, &self.files(), self.stop.subscribe(), move |event| {
-            events.lock().unwrap().push(event);
-        })
-        .await
-    }
-
-    fn result(&self) -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(self.files().benchmark_json).unwrap()).unwrap()
-    }
-
-    fn classes(&self) -> BTreeMap<String, usize> {
-        let mut classes = BTreeMap::new();
-        for line in lines(&self.files().requests) {
-            *classes.entry(line["error"].as_str().unwrap_or("ok").to_owned()).or_default() += 1;
-        }
-        classes
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
 
 #[test]
 fn a_good_server_gives_a_complete_result_with_its_own_token_counts() {

@@ -1,13 +1,10 @@
 //! Readiness and warm-up against a server on loopback.
 
-use super::support::{Mock, Request, Step, good, json, piece, stream_head};
+use super::support::{Mock, Request, Step, block_on, good, json, piece, stream_head};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use varcas_guard::workload::load::mix::Mix;
 use varcas_guard::workload::load::ready::{DEFAULT_CONTEXT, ReadyInfo, wait_ready, warm_up};
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
 
 const MODELS: &str = r#"{"data":[{"id":"one","max_model_len":1024},{"id":"two"}]}"#;
 
@@ -35,7 +32,7 @@ fn path(request: &Request) -> &str {
 }
 
 fn ready(server: &Mock) -> Result<ReadyInfo, String> {
-    block_on(wait_ready(&server.url(), None))
+    block_on(wait_ready(&server.url(), None, &Mix::mixed()))
 }
 
 #[test]
@@ -75,9 +72,9 @@ fn an_empty_model_list_and_an_unknown_model_are_errors() {
     let empty = server(|request| (path(request) == "/v1/models").then(|| json(200, r#"{"data":[]}"#)));
     assert!(ready(&empty).unwrap_err().contains("lists no model"));
     let some = server(|_| None);
-    let error = block_on(wait_ready(&some.url(), Some("three"))).unwrap_err();
+    let error = block_on(wait_ready(&some.url(), Some("three"), &Mix::mixed())).unwrap_err();
     assert!(error.contains("three") && error.contains("one, two"), "{error}");
-    assert_eq!(block_on(wait_ready(&some.url(), Some("two"))).unwrap().model, "two");
+    assert_eq!(block_on(wait_ready(&some.url(), Some("two"), &Mix::mixed())).unwrap().model, "two");
 }
 
 #[test]

@@ -1,13 +1,19 @@
 //! A server on 127.0.0.1 that answers as it is told, well or badly. It ends with the test.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use varcas_guard::config::{LoadPlan, Plan};
+use varcas_guard::event::{BenchSummary, EventKind};
+use varcas_guard::workload::load::driver::{LoadFiles, Target, run};
+use varcas_guard::workload::load::prompt::TokenModel;
 
 type Answer = dyn Fn(&Request) -> Vec<Step> + Send + Sync;
 
@@ -276,4 +282,61 @@ pub(crate) fn json(status: u16, body: &str) -> Vec<Step> {
 /// The lines of a JSONL file.
 pub(crate) fn lines(path: &Path) -> Vec<serde_json::Value> {
     std::fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+/// A place for results, a plan, and what happened.
+pub(crate) struct Bench {
+    dir: TempDir,
+    pub(crate) plan: LoadPlan,
+    pub(crate) target: Target,
+    pub(crate) events: Arc<Mutex<Vec<EventKind>>>,
+    pub(crate) stop: watch::Sender<bool>,
+}
+
+impl Bench {
+    pub(crate) fn new(url: &str, rate: f64, duration: Duration) -> Self {
+        let plan = LoadPlan { duration, rate, drain: Duration::from_secs(60), ..Plan::default().load };
+        let target = Target {
+            base_url: url.to_owned(),
+            model: "mock".to_owned(),
+            max_model_len: 2048,
+            context_detected: true,
+            tokens: TokenModel::default(),
+            api_key: None,
+        };
+        let (stop, _) = watch::channel(false);
+        Self { dir: tempfile::tempdir().unwrap(), plan, target, events: Arc::default(), stop }
+    }
+
+    pub(crate) fn files(&self) -> LoadFiles {
+        LoadFiles {
+            requests: self.dir.path().join("requests.jsonl"),
+            benchmark_json: self.dir.path().join("benchmark.json"),
+            benchmark_log: self.dir.path().join("benchmark_output.log"),
+        }
+    }
+
+    pub(crate) async fn run(&self) -> Result<BenchSummary, String> {
+        let events = Arc::clone(&self.events);
+        run(&self.target, &self.plan, 42, &self.files(), self.stop.subscribe(), move |event| {
+            events.lock().unwrap().push(event);
+        })
+        .await
+    }
+
+    pub(crate) fn result(&self) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(self.files().benchmark_json).unwrap()).unwrap()
+    }
+
+    pub(crate) fn classes(&self) -> BTreeMap<String, usize> {
+        let mut classes = BTreeMap::new();
+        for line in lines(&self.files().requests) {
+            *classes.entry(line["error"].as_str().unwrap_or("ok").to_owned()).or_default() += 1;
+        }
+        classes
+    }
+}
+
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }

@@ -113,15 +113,16 @@ fn hold(bench: &Bench, opens: &str) -> Child {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap();
+        .expect("start a shell");
     let mut ready = [0; 6];
-    shell.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    let read = shell.stdout.as_mut().expect("a pipe").read_exact(&mut ready);
+    read.expect("the shell's word");
     shell
 }
 
 fn let_go(shell: &mut Child) {
     drop(shell.stdin.take());
-    shell.wait().unwrap();
+    shell.wait().expect("the end of the shell");
 }
 
 #[test]

@@ -135,6 +135,9 @@ fn benchmark(out: &mut String, bench: &BenchSummary) -> std::fmt::Result {
             bench.errors.iter().map(|(class, count)| format!("{class}: {count}")).collect();
         writeln!(out, "\nErrors: {}.", errors.join(", "))?;
     }
+    for warning in &bench.warnings {
+        writeln!(out, "\nDoubtful: {warning}.")?;
+    }
     writeln!(out)
 }
 
@@ -224,6 +227,20 @@ fn attempt_section(out: &mut String, attempt: &Attempt) -> std::fmt::Result {
         for process in &attempt.processes {
             let how = process.ended.map_or("nobody saw it end".to_owned(), |how| how.to_string());
             writeln!(out, "| {} | {} | {how} |", cell(&process.comm), process.proc.pid)?;
+        }
+    }
+    if !attempt.findings.is_empty() {
+        writeln!(out, "\nWhat the log and the system said:\n")?;
+        for finding in &attempt.findings {
+            writeln!(out, "- {}", finding.replace(['\n', '\r'], " "))?;
+        }
+    }
+    if !attempt.evidence.is_empty() {
+        writeln!(out, "\nSaved before the kill, in `attempt-{}/evidence/`:\n", attempt.number)?;
+        for item in &attempt.evidence {
+            let place = item.file.as_ref().map(|file| format!(" (`{file}`, {})", bytes(item.bytes)));
+            let problem = item.problem.as_ref().map(|problem| format!(": {problem}"));
+            writeln!(out, "- {}{}{}", item.what, place.unwrap_or_default(), problem.unwrap_or_default())?;
         }
     }
     if !attempt.signals.is_empty() {

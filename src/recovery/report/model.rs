@@ -5,8 +5,8 @@
 
 use crate::config::Plan;
 use crate::event::{
-    BenchSummary, Check, Ending, Event, EventKind, ExitHow, Leftover, Outcome, Phase, ProcId, SavedTrace,
-    ServerFacts, Severity, Trace, WindowEvent, signal_name, words::sentence,
+    BenchSummary, Check, Ending, Event, EventKind, Evidence, ExitHow, Leftover, Outcome, Phase, ProcId,
+    SavedTrace, ServerFacts, Severity, Trace, WindowEvent, signal_name, words::sentence,
 };
 use crate::time::secs;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,9 @@ use std::time::Duration;
 
 /// Version of `report.json`.
 pub const REPORT_SCHEMA: u32 = 1;
+
+/// Lines of the log that a report quotes for an attempt; all of them are in the journal.
+const MAX_FINDINGS: usize = 20;
 
 /// `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,6 +92,12 @@ pub struct Attempt {
     /// What was saved of halves.
     #[serde(default)]
     pub saved: Vec<SavedTrace>,
+    /// Lines of the server's log that mean something, and what the system said.
+    #[serde(default)]
+    pub findings: Vec<String>,
+    /// What was saved before the kill, in `attempt-N/evidence/`.
+    #[serde(default)]
+    pub evidence: Vec<Evidence>,
     /// What outlived the attempt.
     pub left_behind: Vec<Leftover>,
     /// What we removed after it.
@@ -245,6 +254,8 @@ fn attempt(number: u32, events: &[&Event]) -> Attempt {
         benchmark: None,
         traces: Vec::new(),
         trace_problems: Vec::new(),
+        findings: Vec::new(),
+        evidence: Vec::new(),
         saved: Vec::new(),
         left_behind: Vec::new(),
         removed: Vec::new(),
@@ -289,6 +300,10 @@ fn attempt(number: u32, events: &[&Event]) -> Attempt {
                 let pids: Vec<String> = targets.iter().map(|target| target.pid.to_string()).collect();
                 out.signals.push(format!("{} to {}: {why}", signal_name(*signal), pids.join(", ")));
             }
+            EventKind::Finding(_) | EventKind::Clue(_) if out.findings.len() < MAX_FINDINGS => {
+                out.findings.extend(sentence(&event.kind));
+            }
+            EventKind::EvidenceSaved { items } => out.evidence.clone_from(items),
             EventKind::Window(line) => window(&mut out.windows, &line.what),
             EventKind::LoadFinished { summary } => out.benchmark = Some((**summary).clone()),
             EventKind::TracesCollected { traces, problems, saved } => {

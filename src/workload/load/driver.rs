@@ -4,14 +4,13 @@
 //! small runtime of its own owns every socket, and a *recorder* writes. The caller's runtime does disk and kernel work
 //! for the guard; a stall there must not look like a slow server.
 
-use super::arrivals::Arrivals;
-use super::mix::Mix;
+use super::compose::Recipe;
 use super::outcome::{ErrorClass, Fault, Record};
 use super::pacer::{Pacer, Shot};
 use super::ready;
 use super::recorder::Recorder;
 use super::result::{self, Client as ClientHealth, Context};
-use super::schedule::Schedule;
+use super::schedule::Planned;
 pub use super::spec::{Api, Limits, Load, LoadFiles, Target};
 use super::stats::Samples;
 use super::stream::Meaning;
@@ -33,11 +32,13 @@ use tokio::sync::{mpsc, watch};
 const TICK: Duration = Duration::from_secs(1);
 /// When nobody listens for this long, the server is gone: to go on would only count refused connections.
 const GONE_AFTER: Duration = Duration::from_secs(10);
+/// Why a load that was to stop when saturated stopped.
+pub const SATURATED: &str = "open requests kept growing: the server did not keep up with the rate";
 /// A timer of the streaming thread is watched this often to see how late it fires.
 const LAG_PROBE: Duration = Duration::from_millis(50);
 
-/// Runs the user's mixed workload as the plan says and writes its results. The shape of the load (arrivals, mix, lengths)
-/// comes from `plan.seed`, the words from `seed`: give each attempt another `seed`, or it measures the prefix cache.
+/// Runs the load that the plan describes and writes its results. The shape of the load (arrivals, mix, lengths) comes from
+/// `plan.seed`, the words from `seed`: give each attempt another `seed`, or it measures the prefix cache.
 ///
 /// When `stop` turns true (or its sender goes), what is open is cancelled at once and the partial result is written, marked
 /// incomplete. When the returned future is dropped, the sockets are closed and no result is written.
@@ -49,22 +50,26 @@ pub async fn run(
     stop: watch::Receiver<bool>,
     events: impl Fn(EventKind) + Send,
 ) -> Result<BenchSummary, String> {
-    let arrivals = Arrivals::Poisson { rate: plan.rate };
-    let schedule = Schedule::draw(Mix::mixed(), arrivals, plan.duration, target.max_model_len, plan.seed)?;
-    let limits = Limits { total: plan.request_timeout, idle: None };
-    let load = Load { limits, drain: plan.drain, ..Load::new(schedule, plan.seed, seed) };
+    let recipe = Recipe::read(plan).map_err(|problems| {
+        problems.into_iter().map(|(_, problem)| problem).collect::<Vec<_>>().join("; ")
+    })?;
+    let load = recipe.load(target, plan.seed, seed)?;
     run_load(target, load, files, stop, events).await
 }
 
 /// Runs any load; see [`run`].
 pub async fn run_load(
     target: &Target,
-    load: Load,
+    mut load: Load,
     files: &LoadFiles,
-    stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
     events: impl Fn(EventKind) + Send,
 ) -> Result<BenchSummary, String> {
     let endpoint = Endpoint::parse(&target.base_url)?;
+    tokio::select! {
+        () = ready::count_examples(target, &mut load.schedule) => {}
+        () = stopped(&mut stop) => {}
+    }
     let names = load.schedule.mix.workloads.iter().map(|w| w.name.clone()).collect();
     let recorder = Recorder::start(&files.requests, names)?;
     let cache_before = ready::prefix_cache(&target.base_url).await;
@@ -109,12 +114,13 @@ pub async fn run_load(
         context.prefix_cache_hit_rate = (queries > 0.0).then(|| (after.1 - before.1) / queries);
     }
     let totals = done.tally.finish(done.incomplete);
+    let warnings = result::warnings(&load, &totals, &context);
     let json = result::json(&load, &totals, &context).map_err(|e| format!("write benchmark.json: {e}"))?;
     write_file(&files.benchmark_json, &json)?;
     let saved =
         files.benchmark_json.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    write_file(&files.benchmark_log, &(head + &result::log_tail(&totals, &context, &saved)))?;
-    Ok(totals.summary())
+    write_file(&files.benchmark_log, &(head + &result::log_tail(&totals, &warnings, &saved)))?;
+    Ok(BenchSummary { warnings, ..totals.summary() })
 }
 
 /// Writes a whole file under its name only when it is complete.
@@ -156,6 +162,8 @@ struct Shared {
     refused_since: Cell<Option<Duration>>,
     /// In a closed loop a request is meant to be sent when it can be.
     closed: bool,
+    /// Nothing more is to be sent.
+    over: Cell<bool>,
 }
 
 impl Job {
@@ -172,7 +180,7 @@ impl Job {
     }
 
     async fn serve(mut self, recorder: Recorder) -> Result<Streamed, String> {
-        raise_open_files();
+        prepare_open_files();
         let client = Client::new(&self.endpoint).await?;
         let streams = self.load.schedule.arrivals.streams();
         let closed = streams.is_some();
@@ -187,6 +195,7 @@ impl Job {
             client,
             limits: self.load.limits,
             closed,
+            over: Cell::new(false),
             refused_since: Cell::new(None),
         });
         let (shots, mut due) =
@@ -220,10 +229,14 @@ impl Job {
                 () = self.news.closed() => break Some("nobody waits for it any more".to_owned()),
                 () = until(send_until), if drain_until.is_none() => {
                     due.close();
+                    shared.over.set(true);
                     drain_until = Some(instant_now() + self.load.drain);
                 }
                 shot = due.recv(), if drain_until.is_none() && tasks.len() < most => match shot {
-                    Some(shot) => { tasks.spawn_local(send(Rc::clone(&shared), shot)); }
+                    Some(shot) => {
+                        let think = self.load.schedule.think(&shot.planned);
+                        tasks.spawn_local(converse(Rc::clone(&shared), shot, think));
+                    }
                     None => drain_until = Some(instant_now() + self.load.drain),
                 },
                 Some(_) = tasks.join_next() => {}
@@ -235,6 +248,9 @@ impl Job {
                     {
                         let at = &self.endpoint.authority;
                         break Some(format!("nobody listens at {at} since {:.1} s", since.as_secs_f64()));
+                    }
+                    if self.load.stop_when_saturated && shared.tally.borrow().is_falling_behind() {
+                        break Some(SATURATED.to_owned());
                     }
                 }
                 () = probe.fired() => {}
@@ -283,9 +299,21 @@ impl Shared {
     }
 }
 
+/// Sends one request, and in a closed loop the further turns of its conversation.
+async fn converse(shared: Rc<Shared>, shot: Shot, think: Duration) {
+    let Shot { planned, request, then } = shot;
+    send(&shared, planned, request).await;
+    for turn in then {
+        tokio::time::sleep(think).await;
+        if shared.over.get() {
+            return;
+        }
+        send(&shared, turn.planned, turn.request).await;
+    }
+}
+
 /// Sends one request and follows its answer.
-async fn send(shared: Rc<Shared>, shot: Shot) {
-    let Shot { planned, request } = shot;
+async fn send(shared: &Shared, planned: Planned, request: Vec<u8>) {
     let mut record = Record::new(planned.id, planned.workload, planned.at, planned.input, planned.output);
     let start = shared.start;
     record.sent = instant_now().duration_since(start);
@@ -386,30 +414,29 @@ impl Probe {
 
     fn finish(self, cpu: Option<Duration>, wall: Duration) -> ClientHealth {
         let cpu_pct = cpu.map(|cpu| 100.0 * cpu.as_secs_f64() / wall.as_secs_f64().max(1e-9));
-        let loop_lag_ms = self.late.finish().latency();
-        let mut warnings = Vec::new();
-        if cpu_pct.is_some_and(|pct| pct > 80.0) {
-            warnings
-                .push("the client used more than 80 % of a core: it may have been the bottleneck".to_owned());
-        }
-        if loop_lag_ms.n > 0 && loop_lag_ms.p99 > 20.0 {
-            warnings.push(format!(
-                "timers of the client fired {:.0} ms late (p99): latencies may be too high by as much",
-                loop_lag_ms.p99
-            ));
-        }
-        ClientHealth { cpu_pct, loop_lag_ms, warnings }
+        ClientHealth { cpu_pct, loop_lag_ms: self.late.finish().latency() }
     }
 }
 
+/// Room in the table of open files that is made before the first request.
+const FILES_AT_ONCE: u64 = 1 << 16;
+
 /// Every open request is an open file: the soft limit, often 1,024, is raised to the hard one. What cannot be raised shows
 /// as connect-failed with the system's words.
-fn raise_open_files() {
+///
+/// Then the kernel's table is made large at once: it doubles when it is full, and in a process with several threads each
+/// doubling waits for a grace period of RCU (`expand_fdtable`), 10 ms and more in which no request could be sent.
+fn prepare_open_files() {
+    use nix::fcntl::{FcntlArg, fcntl};
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let raised = soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    let last = if raised { hard } else { soft }.min(FILES_AT_ONCE).saturating_sub(1);
+    if let Ok(file) = std::fs::File::open("/dev/null")
+        && let Ok(last) = i32::try_from(last)
+        && let Ok(copy) = fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(last))
     {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        let _ = nix::unistd::close(copy);
     }
 }
 

@@ -249,6 +249,21 @@ pub struct Turns {
     pub think: f64,
 }
 
+/// Limits of a good request in milliseconds; what is not given does not matter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Goal {
+    /// Time to first token.
+    #[serde(default)]
+    pub ttft: Option<f64>,
+    /// Time per output token.
+    #[serde(default)]
+    pub tpot: Option<f64>,
+    /// Send to last token.
+    #[serde(default)]
+    pub e2el: Option<f64>,
+}
+
 /// One kind of request in a mix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -278,6 +293,9 @@ pub struct Workload {
     /// Conversations instead of single requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turns: Option<Turns>,
+    /// What a request of this workload must keep to be good, where it differs from the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo: Option<Goal>,
 }
 
 const fn whole() -> f64 {
@@ -310,6 +328,7 @@ impl Workload {
             examples: Vec::new(),
             prefix: None,
             turns: None,
+            slo: None,
         }
     }
 }
@@ -374,6 +393,13 @@ impl Mix {
             {
                 problems
                     .push(format!("{whose}: turns need a count above 0 and a think time of at least 0 s"));
+            }
+            if let Some(goal) = &workload.slo {
+                for (what, limit) in [("ttft", goal.ttft), ("tpot", goal.tpot), ("e2el", goal.e2el)] {
+                    if limit.is_some_and(|ms| !(ms.is_finite() && ms > 0.0 && ms < 1e9)) {
+                        problems.push(format!("{whose}: slo {what} must be milliseconds above 0"));
+                    }
+                }
             }
             workload.input.problems(&format!("{whose}, input"), &mut problems);
             workload.output.problems(&format!("{whose}, output"), &mut problems);

@@ -20,6 +20,8 @@ pub struct Shot {
     pub planned: Planned,
     /// Head and body.
     pub request: Vec<u8>,
+    /// In a closed loop, the further turns of its conversation: each is sent when the one before has been answered.
+    pub then: Vec<Shot>,
 }
 
 /// The thread's state.
@@ -72,8 +74,11 @@ impl Pacer {
         if load.schedule.arrivals.streams().is_some() {
             let mut shapes = load.schedule.shapes();
             loop {
-                let planned = shapes.draw(&load.schedule.mix, std::time::Duration::ZERO);
-                let shot = Shot { planned, request: self.request(&planned) };
+                let turns = shapes.conversation(&load.schedule.mix, std::time::Duration::ZERO);
+                let mut turns =
+                    turns.iter().map(|planned| self.shot(planned)).collect::<Vec<_>>().into_iter();
+                let Some(first) = turns.next() else { return };
+                let shot = Shot { then: turns.collect(), ..first };
                 // The channel holds a few; the other side closes it when the load is over.
                 if shots.blocking_send(shot).is_err() {
                     return;
@@ -81,7 +86,7 @@ impl Pacer {
             }
         }
         for planned in &load.schedule.requests {
-            let shot = Shot { planned: *planned, request: self.request(planned) };
+            let shot = self.shot(planned);
             let wait = (self.start + planned.at).saturating_duration_since(instant_now());
             // The other side never sends: it is dropped when the load is over, and that ends the wait at once.
             if gone.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) || shots.blocking_send(shot).is_err()
@@ -89,6 +94,10 @@ impl Pacer {
                 return;
             }
         }
+    }
+
+    fn shot(&mut self, planned: &Planned) -> Shot {
+        Shot { planned: *planned, request: self.request(planned), then: Vec::new() }
     }
 
     fn request(&mut self, planned: &Planned) -> Vec<u8> {

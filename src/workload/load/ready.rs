@@ -2,10 +2,13 @@
 
 use super::mix::{Mix, Template};
 use super::prompt::{self, TokenModel, WORDS};
+use super::schedule::Schedule;
 use super::spec::Target;
 use super::stream::{Meaning, SseParser, Usage, interpret, read_error};
 use crate::time::instant_now;
 use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 /// Context assumed when a server does not tell, as in the user's harness.
@@ -60,9 +63,9 @@ fn client() -> Result<reqwest::Client, String> {
         .map_err(|e| format!("make an http client: {}", chain(&e)))
 }
 
-/// Waits until the server is healthy, asks what it serves, and has it answer one request. It has no deadline of its own:
+/// Waits until the server is healthy, asks what it serves, has it answer one request and count the words of the mix. It has no deadline of its own:
 /// drop it to give up. It fails when the server is up but cannot be used.
-pub async fn wait_ready(base_url: &str, model: Option<&str>) -> Result<ReadyInfo, String> {
+pub async fn wait_ready(base_url: &str, model: Option<&str>, mix: &Mix) -> Result<ReadyInfo, String> {
     let base = base(base_url)?;
     let client = client()?;
     while !is_healthy(&client, &base).await {
@@ -88,7 +91,7 @@ pub async fn wait_ready(base_url: &str, model: Option<&str>) -> Result<ReadyInfo
         info.has_usage = false;
         info.notes.push("the server sends no usage with a stream: token counts will be unknown".to_owned());
     }
-    match calibrate(&info.base_url, &info.model, &Mix::mixed()).await {
+    match calibrate(&info.target(), mix).await {
         Ok(tokens) => info.tokens = tokens,
         Err(why) => {
             info.notes.push(format!("prompt lengths assume 4 characters a token: {why}"));
@@ -233,8 +236,8 @@ const TRIALS: u32 = 5;
 
 /// Has the server count tokens: of a text like our prompts, of every word, and of every template of the mix. After that,
 /// prompts have their length in the server's own tokens.
-pub async fn calibrate(base_url: &str, model: &str, mix: &Mix) -> Result<TokenModel, String> {
-    let counter = Counter { client: client()?, url: format!("{}/tokenize", base(base_url)?), model };
+async fn calibrate(target: &Target, mix: &Mix) -> Result<TokenModel, String> {
+    let counter = Counter::new(target)?;
     let text = prompt::sample(7);
     let tokens = counter.count(&text, false).await?;
     let mut measured = TokenModel::measured(text.len(), tokens);
@@ -259,24 +262,48 @@ pub async fn calibrate(base_url: &str, model: &str, mix: &Mix) -> Result<TokenMo
     Ok(measured)
 }
 
+/// Has the server count the prompts of datasets and traces in a schedule, so that answers are fitted to their real length.
+/// What it has not counted within [`COUNT_PATIENCE`] keeps its estimate.
+pub async fn count_examples(target: &Target, schedule: &mut Schedule) {
+    let Ok(counter) = Counter::new(target) else { return };
+    let until = instant_now() + COUNT_PATIENCE;
+    let mut known = HashMap::new();
+    for index in 0..schedule.requests.len() {
+        let request = schedule.requests[index];
+        let Some(example) = request.example else { continue };
+        let key = (request.workload, example);
+        if let Entry::Vacant(unknown) = known.entry(key) {
+            let examples = &schedule.mix.workloads[usize::from(request.workload)].examples;
+            let counting = counter.count(&examples[example as usize].prompt, true);
+            let Ok(Ok(tokens)) = tokio::time::timeout_at(until.into(), counting).await else { return };
+            unknown.insert(u32::try_from(tokens).unwrap_or(u32::MAX));
+        }
+        schedule.counted(index, known[&key]);
+    }
+}
+
+/// Counting the prompts of a dataset delays the load, so it has an end.
+const COUNT_PATIENCE: Duration = Duration::from_secs(20);
+
 struct Counter<'a> {
     client: reqwest::Client,
     url: String,
-    model: &'a str,
+    target: &'a Target,
 }
 
-impl Counter<'_> {
+impl<'a> Counter<'a> {
+    fn new(target: &'a Target) -> Result<Self, String> {
+        Ok(Self { client: client()?, url: format!("{}/tokenize", base(&target.base_url)?), target })
+    }
+
     async fn count(&self, text: &str, special: bool) -> Result<usize, String> {
         let url = &self.url;
-        let body = json!({"model": self.model, "prompt": text, "add_special_tokens": special});
-        let answer = self
-            .client
-            .post(url)
-            .timeout(PROBE_TIMEOUT * 6)
-            .json(&body)
-            .send()
-            .await
-            .map_err(|e| format!("post {url}: {}", chain(&e)))?;
+        let body = json!({"model": self.target.model, "prompt": text, "add_special_tokens": special});
+        let mut request = self.client.post(url).timeout(PROBE_TIMEOUT * 6).json(&body);
+        if let Some(key) = &self.target.api_key {
+            request = request.bearer_auth(key);
+        }
+        let answer = request.send().await.map_err(|e| format!("post {url}: {}", chain(&e)))?;
         if !answer.status().is_success() {
             return Err(format!("{url} answered with status {}", answer.status().as_u16()));
         }

@@ -46,8 +46,6 @@ pub struct Client {
     pub cpu_pct: Option<f64>,
     /// How late a timer of the streaming thread fired.
     pub loop_lag_ms: Latency,
-    /// What makes the numbers doubtful; empty when nothing does.
-    pub warnings: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -145,6 +143,7 @@ struct Metrics {
 struct ByWorkload {
     count: u64,
     completed: u64,
+    good: Option<u64>,
     failed: u64,
     cancelled: u64,
     mean_planned_input: f64,
@@ -162,13 +161,22 @@ struct Load<'a> {
     achieved_rate: Option<f64>,
     planned: u64,
     clamped: u32,
+    prompts_left_out: u32,
     send_lag_ms: Latency,
     ttft_from_intended_ms: Latency,
     e2el_from_intended_ms: Latency,
     coalesced_pieces: u64,
     pieces: u64,
     without_usage: u64,
-    client: &'a Client,
+    client: ClientKeys<'a>,
+}
+
+#[derive(Serialize)]
+struct ClientKeys<'a> {
+    #[serde(flatten)]
+    health: &'a Client,
+    bottleneck: bool,
+    warnings: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -217,9 +225,34 @@ fn confidence(totals: &Totals) -> BTreeMap<String, Interval> {
     all
 }
 
+/// Lateness of the client beyond this is no noise.
+const LATE_MS: f64 = 20.0;
+
+/// What says that the client, not the server, was the bottleneck; empty when nothing does.
+fn client_faults(load: &Spec, totals: &Totals, client: &Client) -> Vec<String> {
+    let mut faults = Vec::new();
+    if client.cpu_pct.is_some_and(|pct| pct > 80.0) {
+        faults.push("the client used more than 80 % of a core: it may have been the bottleneck".to_owned());
+    }
+    if client.loop_lag_ms.n > 0 && client.loop_lag_ms.p99 > LATE_MS {
+        faults.push(format!(
+            "timers of the client fired {:.0} ms late (p99): latencies may be too high by as much",
+            client.loop_lag_ms.p99
+        ));
+    }
+    let limited = load.max_concurrency.is_some() || load.schedule.arrivals.streams().is_some();
+    let lag = totals.lag.percentile(99.0);
+    if !limited && lag > LATE_MS {
+        faults.push(format!(
+            "the client sent requests {lag:.0} ms late (p99): it did not keep up with its own schedule"
+        ));
+    }
+    faults
+}
+
 /// What makes the result doubtful; empty when nothing does.
-fn warnings(totals: &Totals, context: &Context) -> Vec<String> {
-    let mut warnings = context.client.warnings.clone();
+pub fn warnings(load: &Spec, totals: &Totals, context: &Context) -> Vec<String> {
+    let mut warnings = client_faults(load, totals, &context.client);
     if totals.steady().is_some_and(|window| window.growing) {
         warnings.push("open requests rose to the end: the server did not keep up with the rate".to_owned());
     }
@@ -263,12 +296,13 @@ fn flat_keys(totals: &Totals) -> BTreeMap<String, Option<f64>> {
     flat
 }
 
-fn by_workload(sums: &Sums) -> ByWorkload {
+fn by_workload(sums: &Sums, has_slo: bool) -> ByWorkload {
     let n = sums.count().max(1) as f64;
     let (prompt, output) = sums.mean_tokens();
     ByWorkload {
         count: sums.count(),
         completed: sums.completed,
+        good: has_slo.then_some(sums.good),
         failed: sums.failed,
         cancelled: sums.cancelled,
         mean_planned_input: sums.planned_input as f64 / n,
@@ -288,7 +322,11 @@ pub fn json(load: &Spec, totals: &Totals, context: &Context) -> Result<String, s
     let (all, schedule) = (&totals.all, &load.schedule);
     let span = schedule.duration.min(totals.sending).as_secs_f64();
     let ms = |d: Option<std::time::Duration>| d.map(|d| d.as_secs_f64() * 1e3);
-    let client = Client { warnings: warnings(totals, context), ..context.client.clone() };
+    let client = ClientKeys {
+        health: &context.client,
+        bottleneck: !client_faults(load, totals, &context.client).is_empty(),
+        warnings: warnings(load, totals, context),
+    };
     let file = File {
         date: context.zone.to_datetime(context.started).strftime("%Y%m%d-%H%M%S").to_string(),
         endpoint_type: api_name(load.api),
@@ -306,7 +344,7 @@ pub fn json(load: &Spec, totals: &Totals, context: &Context) -> Result<String, s
         total_input_tokens: all.prompt_tokens,
         total_output_tokens: all.output_tokens,
         request_throughput: totals.per_second(all.completed),
-        request_goodput: totals.slo.is_set().then(|| totals.per_second(totals.good)),
+        request_goodput: totals.has_slo.then(|| totals.per_second(all.good)),
         output_throughput: totals.per_second(all.output_tokens),
         total_token_throughput: totals.per_second(all.prompt_tokens + all.output_tokens),
         max_output_tokens_per_s: totals.series.iter().map(|s| s.pieces).max().unwrap_or(0),
@@ -334,7 +372,11 @@ pub fn json(load: &Spec, totals: &Totals, context: &Context) -> Result<String, s
         is_complete: totals.incomplete.is_none(),
         incomplete_reason: totals.incomplete.as_deref(),
         cancelled: all.cancelled,
-        by_workload: totals.by_workload.iter().map(|(n, s)| (n.as_str(), by_workload(s))).collect(),
+        by_workload: totals
+            .by_workload
+            .iter()
+            .map(|(n, s)| (n.as_str(), by_workload(s, totals.has_slo)))
+            .collect(),
         errors: &totals.errors,
         error_examples: &totals.example,
         load: Load {
@@ -342,13 +384,14 @@ pub fn json(load: &Spec, totals: &Totals, context: &Context) -> Result<String, s
             achieved_rate: (span > 0.0).then(|| totals.progress.sent as f64 / span),
             planned: schedule.requests.len() as u64,
             clamped: schedule.clamped,
+            prompts_left_out: schedule.left_out,
             send_lag_ms: totals.lag.latency(),
             ttft_from_intended_ms: all.ttft_intended.latency(),
             e2el_from_intended_ms: all.e2el_intended.latency(),
             coalesced_pieces: totals.coalesced,
             pieces: totals.progress.chunks,
             without_usage: all.completed - all.with_usage,
-            client: &client,
+            client,
         },
         slo_ms: SloMs { ttft: ms(load.slo.ttft), tpot: ms(load.slo.tpot), e2el: ms(load.slo.e2el) },
         steady_state: steady(totals),
@@ -422,7 +465,7 @@ pub fn log_head(load: &Spec, context: &Context) -> String {
 }
 
 /// The lines that follow when it is over. `saved` is the name of the result file.
-pub fn log_tail(totals: &Totals, context: &Context, saved: &str) -> String {
+pub fn log_tail(totals: &Totals, warnings: &[String], saved: &str) -> String {
     let all = &totals.all;
     let mut text = String::new();
     let success = 100.0 * all.completed as f64 / all.count().max(1) as f64;
@@ -449,7 +492,7 @@ pub fn log_tail(totals: &Totals, context: &Context, saved: &str) -> String {
         let example = totals.example.get(class).map_or("", String::as_str);
         let _ = writeln!(text, "{class}: {count} requests, first: {example}");
     }
-    for warning in warnings(totals, context) {
+    for warning in warnings {
         let _ = writeln!(text, "Warning: {warning}");
     }
     let _ = writeln!(text);

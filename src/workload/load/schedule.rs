@@ -51,6 +51,8 @@ pub struct Schedule {
     pub requests: Vec<Planned>,
     /// How many requests the clamp made shorter than drawn.
     pub clamped: u32,
+    /// Prompts of datasets that are too long for the context and are never sent.
+    pub left_out: u32,
     seed: u64,
 }
 
@@ -71,8 +73,32 @@ impl Shapes {
         Self { rng, room, next: 0, clamped: 0 }
     }
 
-    /// The next request, to be sent at `at`.
-    pub fn draw(&mut self, mix: &Mix, at: Duration) -> Planned {
+    /// The next conversation, begun at `at`: a single request, if its workload knows no turns.
+    pub fn conversation(&mut self, mix: &Mix, at: Duration) -> Vec<Planned> {
+        let first = self.draw(mix, at);
+        let mut all = vec![first];
+        let asked = &mix.workloads[usize::from(first.workload)];
+        let Some(turns) = asked.turns else { return all };
+        let mut before = first.input + first.output;
+        for turn in 1..turns.count.min(u32::from(u16::MAX)) {
+            let at = first.at + Duration::from_secs_f64(turns.think * f64::from(turn));
+            let (input, output) = (asked.input.draw(&mut self.rng), asked.output.draw(&mut self.rng));
+            // A conversation that has filled the context ends, as it does for people.
+            let taken = before + asked.prefix.map_or(0, |p| p.tokens);
+            if taken + asked.input.min + asked.output.min > self.room {
+                break;
+            }
+            let id = self.next;
+            self.next += 1;
+            let mut planned = Planned { id, at, input, output, turn: turn as u16, example: None, ..first };
+            self.fit(asked, &mut planned, before);
+            before += planned.input + planned.output;
+            all.push(planned);
+        }
+        all
+    }
+
+    fn draw(&mut self, mix: &Mix, at: Duration) -> Planned {
         let rng = &mut self.rng;
         let workload = mix.pick(rng);
         let asked = &mix.workloads[workload];
@@ -81,8 +107,7 @@ impl Shapes {
         if !asked.examples.is_empty() {
             let index = rng.random_range(0..asked.examples.len());
             example = Some(index as u32);
-            // Four characters a token at the least: too long a prompt is refused, too short an answer is not.
-            input = ((asked.examples[index].prompt.len() as u32) / 4).max(1);
+            input = estimate(&asked.examples[index].prompt);
             output = asked.examples[index].output.unwrap_or(output);
         }
         let group = asked.prefix.map_or(0, |prefix| rng.random_range(0..prefix.groups));
@@ -112,7 +137,7 @@ impl Shapes {
 impl Schedule {
     /// Draws the load. The same arguments give the same load on every machine.
     pub fn draw(
-        mix: Mix,
+        mut mix: Mix,
         arrivals: Arrivals,
         duration: Duration,
         context: u32,
@@ -127,7 +152,9 @@ impl Schedule {
             return Err(problems.join("; "));
         }
         let room = context.saturating_sub(CONTEXT_MARGIN);
-        let need = |w: &Workload| w.input.min + w.output.min + w.prefix.map_or(0, |p| p.tokens);
+        let left_out = leave_out(&mut mix, room)?;
+        let shortest = |w: &Workload| if w.examples.is_empty() { w.input.min + w.output.min } else { 2 };
+        let need = |w: &Workload| shortest(w) + w.prefix.map_or(0, |p| p.tokens);
         let smallest = mix.workloads.iter().filter(|w| w.weight > 0.0).map(need).min().unwrap_or(0);
         if room < smallest {
             return Err(format!(
@@ -145,7 +172,8 @@ impl Schedule {
                 ));
             }
         }
-        let mut schedule = Self { mix, arrivals, duration, context, requests: Vec::new(), clamped: 0, seed };
+        let mut schedule =
+            Self { mix, arrivals, duration, context, requests: Vec::new(), clamped: 0, left_out, seed };
         let times = schedule.arrivals.times(duration, &mut ChaCha8Rng::seed_from_u64(seed))?;
         if times.is_empty() && schedule.arrivals.streams().is_none() {
             return Err(format!(
@@ -156,9 +184,8 @@ impl Schedule {
         }
         let mut shapes = schedule.shapes();
         for at in times {
-            let first = shapes.draw(&schedule.mix, at);
-            schedule.requests.push(first);
-            schedule.further_turns(&mut shapes, first);
+            let turns = shapes.conversation(&schedule.mix, at);
+            schedule.requests.extend(turns.into_iter().filter(|turn| turn.at < duration));
         }
         // Turns of different conversations overlap.
         schedule.requests.sort_by_key(|r| (r.at, r.id));
@@ -166,8 +193,12 @@ impl Schedule {
         Ok(schedule)
     }
 
-    /// A schedule with the moments, prompts and lengths of a trace.
-    pub fn from_trace(trace: Vec<Traced>, context: u32) -> Result<Self, String> {
+    /// A schedule with the moments, prompts and lengths of a trace, as far as they lie before `until`.
+    pub fn from_trace(mut trace: Vec<Traced>, until: Duration, context: u32) -> Result<Self, String> {
+        trace.retain(|row| row.at < until.as_secs_f64());
+        if trace.is_empty() {
+            return Err("the trace holds no request within the duration".to_owned());
+        }
         let mut workloads: Vec<Workload> = Vec::new();
         let mut requests = Vec::with_capacity(trace.len());
         let (mut times, mut clamped) = (Vec::with_capacity(trace.len()), 0);
@@ -206,8 +237,15 @@ impl Schedule {
             context,
             requests,
             clamped,
+            left_out: 0,
             seed: 0,
         })
+    }
+
+    /// In a closed loop, the pause between the turns of a conversation.
+    pub fn think(&self, planned: &Planned) -> Duration {
+        let turns = self.mix.workloads[usize::from(planned.workload)].turns;
+        turns.map_or(Duration::ZERO, |turns| Duration::from_secs_f64(turns.think))
     }
 
     /// The source of shapes, from its beginning: for a closed loop.
@@ -215,26 +253,42 @@ impl Schedule {
         Shapes::new(self.seed, self.context.saturating_sub(CONTEXT_MARGIN))
     }
 
-    fn further_turns(&mut self, shapes: &mut Shapes, first: Planned) {
-        let asked = &self.mix.workloads[usize::from(first.workload)];
-        let Some(turns) = asked.turns else { return };
-        let mut before = first.input + first.output;
-        for turn in 1..turns.count.min(u32::from(u16::MAX)) {
-            let at = first.at + Duration::from_secs_f64(turns.think * f64::from(turn));
-            let (input, output) = (asked.input.draw(&mut shapes.rng), asked.output.draw(&mut shapes.rng));
-            // A conversation that has filled the context ends, as it does for people.
-            let taken = before + asked.prefix.map_or(0, |p| p.tokens);
-            if at >= self.duration || taken + asked.input.min + asked.output.min > shapes.room {
-                return;
-            }
-            let id = shapes.next;
-            shapes.next += 1;
-            let mut planned = Planned { id, at, input, output, turn: turn as u16, example: None, ..first };
-            shapes.fit(asked, &mut planned, before);
-            before += planned.input + planned.output;
-            self.requests.push(planned);
-        }
+    /// Corrects the prompt length of a request whose text the server has counted, and its answer with it.
+    pub fn counted(&mut self, index: usize, tokens: u32) {
+        let request = &mut self.requests[index];
+        let prefix = self.mix.workloads[usize::from(request.workload)].prefix.map_or(0, |p| p.tokens);
+        let room = self.context.saturating_sub(CONTEXT_MARGIN).saturating_sub(prefix);
+        request.input = tokens.max(1);
+        let output = request.output.min(room.saturating_sub(request.input)).max(1);
+        self.clamped += u32::from(output != request.output);
+        request.output = output;
     }
+}
+
+/// Takes out the prompts of datasets that the server would refuse for their length, as `vllm bench serve` does, and says how
+/// many.
+fn leave_out(mix: &mut Mix, room: u32) -> Result<u32, String> {
+    let mut left_out = 0;
+    let name = mix.name.clone();
+    for workload in mix.workloads.iter_mut().filter(|w| w.weight > 0.0 && !w.examples.is_empty()) {
+        let room = room.saturating_sub(workload.prefix.map_or(0, |p| p.tokens));
+        let before = workload.examples.len();
+        workload.examples.retain(|example| estimate(&example.prompt) < room);
+        if workload.examples.is_empty() {
+            return Err(format!(
+                "mix {name}, workload {}: each of the {before} prompts of its dataset is too long for the server: \
+                 {room} tokens are left for prompt and answer",
+                workload.name
+            ));
+        }
+        left_out += (before - workload.examples.len()) as u32;
+    }
+    Ok(left_out)
+}
+
+/// Tokens of a text that the server has not counted.
+fn estimate(text: &str) -> u32 {
+    u32::try_from(text.len() / 4).unwrap_or(u32::MAX).max(1)
 }
 
 /// Fits a request into `room` tokens. Both lengths shrink by the same factor; a length that falls below its minimum is

@@ -88,6 +88,8 @@ pub struct Load {
     pub ignore_eos: bool,
     /// Of sampling; 0 is greedy.
     pub temperature: f64,
+    /// End early, marked incomplete, once it is clear that the server does not keep up.
+    pub stop_when_saturated: bool,
 }
 
 impl Load {
@@ -104,6 +106,7 @@ impl Load {
             slo: Slo::default(),
             ignore_eos: false,
             temperature: 0.0,
+            stop_when_saturated: false,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Adds requests up while they end, and sums up when the load is over. Pure.
 
+use super::mix::Goal;
 use super::outcome::{ErrorClass, Record};
 use super::schedule::Schedule;
 use super::stats::{Gaps, Samples, Second, Series, Sorted};
 use super::steady::{Window, window};
 use crate::event::{BenchSummary, LoadProgress, WorkloadSummary};
+use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Default)]
 struct Group {
     completed: u64,
+    good: u64,
     failed: u64,
     cancelled: u64,
     with_usage: u64,
@@ -27,7 +30,8 @@ struct Group {
 }
 
 impl Group {
-    fn add(&mut self, record: &Record) {
+    fn add(&mut self, record: &Record, good: bool) {
+        self.good += u64::from(good);
         self.planned_input += u64::from(record.planned_input);
         self.planned_output += u64::from(record.planned_output);
         match &record.fault {
@@ -52,6 +56,7 @@ impl Group {
     fn finish(self) -> Sums {
         Sums {
             completed: self.completed,
+            good: self.good,
             failed: self.failed,
             cancelled: self.cancelled,
             with_usage: self.with_usage,
@@ -73,6 +78,8 @@ impl Group {
 pub struct Sums {
     /// Succeeded.
     pub completed: u64,
+    /// Succeeded and kept what was asked of them.
+    pub good: u64,
     /// Failed.
     pub failed: u64,
     /// Given up by us.
@@ -124,6 +131,12 @@ pub struct Slo {
 }
 
 impl Slo {
+    /// Of a workload that has limits of its own.
+    fn of(goal: Goal) -> Self {
+        let span = |ms: Option<f64>| ms.and_then(|ms| Duration::try_from_secs_f64(ms / 1e3).ok());
+        Self { ttft: span(goal.ttft), tpot: span(goal.tpot), e2el: span(goal.e2el) }
+    }
+
     /// Whether anything is asked for.
     pub fn is_set(&self) -> bool {
         *self != Self::default()
@@ -170,6 +183,16 @@ pub struct Part {
     pub e2el: Sorted,
 }
 
+/// Seconds before a load can be judged saturated.
+const JUDGE_AFTER: usize = 9;
+/// A minute without a first token is off the scale of the live view.
+const LIVE_MAX_US: u64 = 60_000_000;
+
+#[expect(clippy::expect_used, reason = "the bounds are constants, and a test makes a tally")]
+fn live() -> Histogram<u32> {
+    Histogram::new_with_max(LIVE_MAX_US, 3).expect("a range and three digits make a histogram")
+}
+
 /// Everything known of a load that is going on.
 #[derive(Debug)]
 pub struct Tally {
@@ -182,9 +205,10 @@ pub struct Tally {
     errors: BTreeMap<String, u64>,
     example: BTreeMap<String, String>,
     progress: LoadProgress,
-    slo: Slo,
-    good: u64,
+    slos: Vec<Slo>,
     points: Vec<Point>,
+    /// Microseconds to the first token: three digits are enough for the live view, and its size does not grow.
+    live: Histogram<u32>,
     coalesced: u64,
     peak_in_flight: u64,
     first_sent: Option<Duration>,
@@ -206,9 +230,9 @@ impl Tally {
             errors: BTreeMap::new(),
             example: BTreeMap::new(),
             progress: LoadProgress::default(),
-            slo,
-            good: 0,
+            slos: schedule.mix.workloads.iter().map(|w| w.slo.map_or(slo, Slo::of)).collect(),
             points: Vec::new(),
+            live: live(),
             coalesced: 0,
             peak_in_flight: 0,
             first_sent: None,
@@ -219,7 +243,19 @@ impl Tally {
 
     /// The counts so far.
     pub fn progress(&self) -> LoadProgress {
-        self.progress
+        LoadProgress {
+            ttft_p50_us: self.live.value_at_quantile(0.5),
+            ttft_p99_us: self.live.value_at_quantile(0.99),
+            ..self.progress
+        }
+    }
+
+    /// Whether the open requests grow as they do when a server gets more than it can take.
+    pub fn is_falling_behind(&self) -> bool {
+        let series = self.series.clone().finish();
+        // The last second is still going on; a few seconds show nothing.
+        let whole = series.len().saturating_sub(1);
+        whole >= JUDGE_AFTER && window(&series, whole).is_some_and(|window| window.growing)
     }
 
     /// A request begins.
@@ -253,7 +289,9 @@ impl Tally {
                 second.completed += 1;
                 second.output_tokens += record.output_tokens().unwrap_or(0);
                 self.progress.completed += 1;
-                self.good += u64::from(self.slo.kept(record));
+                if let Some(ttft) = record.ttft() {
+                    self.live.saturating_record(ttft.as_micros() as u64);
+                }
                 let ms = |d: Option<Duration>| d.map_or(f32::NAN, |d| (d.as_secs_f64() * 1e3) as f32);
                 self.points.push(Point {
                     sent: record.sent.as_secs_f32(),
@@ -278,14 +316,17 @@ impl Tally {
                 *self.errors.entry(class).or_default() += 1;
             }
         }
-        self.all.add(record);
-        if let Some(group) = self.by_workload.get_mut(usize::from(record.workload)) {
-            group.add(record);
+        let index = usize::from(record.workload);
+        let good = record.ok() && self.slos.get(index).is_some_and(|slo| slo.kept(record));
+        self.all.add(record, good);
+        if let Some(group) = self.by_workload.get_mut(index) {
+            group.add(record, good);
         }
     }
 
     /// Sums up. `incomplete` says why the load was cut short, if it was.
     pub fn finish(self, incomplete: Option<String>) -> Totals {
+        let progress = self.progress();
         Totals {
             duration: self.last_ended.saturating_sub(self.first_sent.unwrap_or(self.last_ended)),
             all: self.all.finish(),
@@ -296,14 +337,13 @@ impl Tally {
                 .collect(),
             gaps: self.gaps,
             series: self.series.finish(),
-            slo: self.slo,
-            good: self.good,
+            has_slo: self.slos.iter().any(Slo::is_set),
             points: self.points,
             sending: self.last_sent,
             lag: self.lag.finish(),
+            progress,
             errors: self.errors,
             example: self.example,
-            progress: self.progress,
             coalesced: self.coalesced,
             peak_in_flight: self.peak_in_flight,
             incomplete,
@@ -324,10 +364,8 @@ pub struct Totals {
     pub gaps: Gaps,
     /// Second by second.
     pub series: Vec<Second>,
-    /// What a good request keeps.
-    pub slo: Slo,
-    /// Requests that kept it.
-    pub good: u64,
+    /// Whether anything was asked of a good request.
+    pub has_slo: bool,
     points: Vec<Point>,
     /// When the last request was sent.
     pub sending: Duration,
@@ -405,6 +443,7 @@ impl Totals {
             e2el_ms: self.all.e2el.latency(),
             by_workload: self.by_workload.iter().map(workload).collect(),
             errors: self.errors.clone(),
+            warnings: Vec::new(),
         }
     }
 }
