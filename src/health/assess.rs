@@ -217,7 +217,11 @@ impl Assessor {
         }
         self.moved = now;
         self.kind = None;
-        self.signs.restart();
+        // What was seen before says nothing about a standstill that begins now. While the server loads, the looks are
+        // what moves.
+        if self.serving() {
+            self.signs.clear();
+        }
     }
 
     fn engine_sampled(&mut self, now: Duration, sample: &EngineSample) {

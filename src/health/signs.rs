@@ -60,12 +60,6 @@ impl Signs {
         self.gpus.clear();
     }
 
-    /// Something moved: what was seen before says nothing about a standstill that begins now.
-    pub(super) fn restart(&mut self) {
-        self.looks.drain(..self.looks.len().saturating_sub(1));
-        self.gpus.clear();
-    }
-
     pub(super) fn processes(&mut self, now: Duration, processes: &[ProcSample]) {
         let in_state = |states: &[char]| {
             processes
