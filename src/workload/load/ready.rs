@@ -263,7 +263,7 @@ async fn calibrate(target: &Target, mix: &Mix) -> Result<TokenModel, String> {
 }
 
 /// Has the server count the prompts of datasets and traces in a schedule, so that answers are fitted to their real length.
-/// What it has not counted within [`COUNT_PATIENCE`] keeps its estimate.
+/// What it has not counted within 20 s keeps its estimate.
 pub async fn count_examples(target: &Target, schedule: &mut Schedule) {
     let Ok(counter) = Counter::new(target) else { return };
     let until = instant_now() + COUNT_PATIENCE;
