@@ -465,3 +465,16 @@ fn a_load_whose_server_stays_away_ends_early_and_says_so() {
     assert!(summary.incomplete_reason.unwrap().contains("nobody listens"));
     assert_eq!(bench.result()["is_complete"], false);
 }
+
+#[test]
+fn the_table_of_open_files_is_large_before_many_are_open() {
+    // Else it doubles in mid-load, and each time no request is sent for 10 ms and more.
+    let server = Mock::start(|_| good(1));
+    let bench = Bench::new(&server.url(), 20.0, Duration::from_millis(300));
+    block_on(bench.run()).unwrap();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+    let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+    let size: u64 = size.trim().parse().unwrap();
+    assert!(size >= soft.min(1 << 16), "{size} of {soft}");
+}
