@@ -230,7 +230,7 @@ async fn bench(args: &Args) -> Result<Code, Failure> {
     let mut stop = stop_on_signals()?;
 
     let info = tokio::select! {
-        info = tokio::time::timeout(args.wait, ready::wait_ready(&args.url, args.model.as_deref(), &recipe.mix)) => info,
+        info = tokio::time::timeout(args.wait, ready::wait_ready(&args.url, args.model.as_deref(), args.endpoint.into(), &recipe.mix)) => info,
         _ = stop.wait_for(|stop| *stop) => return Ok(interrupted()),
     };
     let info = info
@@ -244,7 +244,7 @@ async fn bench(args: &Args) -> Result<Code, Failure> {
     target.api_key = key;
     describe(&info, args)?;
     let warm = tokio::select! {
-        warm = ready::warm_up(&target, args.warmup) => warm,
+        warm = ready::warm_up(&target, args.endpoint.into(), args.warmup) => warm,
         _ = stop.wait_for(|stop| *stop) => return Ok(interrupted()),
     };
     let (requests, slowest) = warm.map_err(|e| Failure::new(Code::AttemptsFailed, e))?;

@@ -341,9 +341,10 @@ impl Performer {
             (Arc::clone(&attempt.target), attempt.base_url.clone(), attempt.processes.subscribe());
         attempt.waiting = Some(Task(tokio::spawn(async move {
             // Datasets can be large, and this thread serves the whole guard.
+            let api = run.plan.load.endpoint.into();
             let recipe = tokio::task::spawn_blocking(move || compose::Recipe::read(&run.plan.load)).await;
             let ready = match recipe {
-                Ok(Ok(recipe)) => ready::wait_ready(&base, None, &recipe.mix).await,
+                Ok(Ok(recipe)) => ready::wait_ready(&base, None, api, &recipe.mix).await,
                 Ok(Err(problems)) => {
                     Err(problems.into_iter().map(|(_, problem)| problem).collect::<Vec<_>>().join("; "))
                 }
@@ -380,12 +381,13 @@ impl Performer {
     }
 
     fn warm_up(&mut self) {
-        let (facts, requests) = (self.facts.clone(), self.run.plan.load.warmup_requests);
+        let (facts, plan) = (self.facts.clone(), &self.run.plan.load);
+        let (api, requests) = (plan.endpoint.into(), plan.warmup_requests);
         let Some(attempt) = &mut self.attempt else { return };
         let target = Arc::clone(&attempt.target);
         attempt.waiting = Some(Task(tokio::spawn(async move {
             let Some(target) = target.lock().await.clone() else { return };
-            drop(facts.send(match ready::warm_up(&target, requests).await {
+            drop(facts.send(match ready::warm_up(&target, api, requests).await {
                 Ok((requests, slowest)) => EventKind::WarmupFinished { requests, slowest },
                 Err(error) => {
                     tokio::time::sleep(SYMPTOM_DELAY).await;

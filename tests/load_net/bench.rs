@@ -5,6 +5,7 @@ use clap::Parser;
 use serde_json::Value;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 use varcas_guard::cli::bench;
 use varcas_guard::error::ExitCode as Code;
 
@@ -48,21 +49,29 @@ fn a_good_bench_leaves_three_files_and_code_0() {
 #[test]
 fn a_sweep_has_a_folder_for_each_rate_and_ends_when_the_server_is_full() {
     let dir = tempfile::tempdir().unwrap();
-    let server = server();
+    let server = Mock::start(|request| match request.line.split(' ').nth(1).unwrap() {
+        "/health" => json(200, ""),
+        "/v1/models" => json(200, r#"{"data":[{"id":"m","max_model_len":2048}]}"#),
+        "/v1/completions" => {
+            [vec![stream_head(), Step::Pause(Duration::from_millis(50))], good(2)[1..].to_vec()].concat()
+        }
+        _ => json(404, ""),
+    });
     let url = server.url();
-    // One stream at a time and a drain of nothing: some rate is too much for it.
+    // One at a time, 50 ms each: 5 a second are nothing, 40 a second are twice too many.
     let line = format!(
-        "--url {url} --rate 200 --arrivals constant --duration 1s --mix chat --sweep --max-concurrency 1 --drain 0s"
+        "--url {url} --rate 5 --arrivals constant --duration 1s --mix chat --sweep --max-concurrency 1"
     );
     assert!(is(run(&line, dir.path()), Code::Success));
-    assert!(dir.path().join("rate-200/benchmark.json").is_file());
-    assert!(dir.path().join("rate-400/benchmark.json").is_file());
+    assert!(dir.path().join("rate-5/benchmark.json").is_file());
+    assert!(dir.path().join("rate-10/benchmark.json").is_file());
     let sweep: Value =
         serde_json::from_slice(&std::fs::read(dir.path().join("sweep.json")).unwrap()).unwrap();
     let steps = sweep["steps"].as_array().unwrap();
     let (good, bad) = (sweep["sustained_rate"].as_f64(), sweep["saturated_rate"].as_f64().unwrap());
     // Two rates that were halved to, between the last good one and the first bad one.
-    assert!(steps.len() >= 3 && good.is_none_or(|good| good < bad && bad < 1.2 * good), "{sweep}");
+    assert!(steps.len() >= 3 && bad <= 40.0, "{sweep}");
+    assert!(good.is_some_and(|good| good < bad && bad < 1.2 * good), "{sweep}");
     for step in steps {
         assert_eq!(step["saturated"], step["rate"].as_f64().unwrap() >= bad, "{sweep}");
         assert!(dir.path().join(step["folder"].as_str().unwrap()).join("requests.jsonl").is_file());
@@ -108,7 +117,15 @@ fn a_result_file_of_the_harness_is_sent_again_prompt_by_prompt() {
     let out = dir.path().join("out");
     let code = run(&format!("--url {} --trace {}", server.url(), trace.display()), &out);
     assert!(is(code, Code::Success));
-    assert_eq!(prompts(&server), ["first", "second", "third"]);
+    let mut sent = prompts(&server);
+    sent.sort_unstable();
+    assert_eq!(sent, ["first", "second", "third"]);
+    let mut moments: Vec<f64> = super::support::lines(&out.join("requests.jsonl"))
+        .iter()
+        .map(|line| line["intended_ms"].as_f64().unwrap().round())
+        .collect();
+    moments.sort_by(f64::total_cmp);
+    assert_eq!(moments, [0.0, 200.0, 300.0]);
     let result: Value = serde_json::from_slice(&std::fs::read(out.join("benchmark.json")).unwrap()).unwrap();
     assert_eq!(result["config"]["arrival_process"], "trace");
     assert_eq!(result["by_workload"]["chat"]["completed"], 3);

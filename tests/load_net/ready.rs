@@ -3,6 +3,7 @@
 use super::support::{Mock, Request, Step, block_on, good, json, piece, stream_head};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use varcas_guard::workload::load::driver::Api;
 use varcas_guard::workload::load::mix::Mix;
 use varcas_guard::workload::load::ready::{DEFAULT_CONTEXT, ReadyInfo, wait_ready, warm_up};
 
@@ -32,7 +33,7 @@ fn path(request: &Request) -> &str {
 }
 
 fn ready(server: &Mock) -> Result<ReadyInfo, String> {
-    block_on(wait_ready(&server.url(), None, &Mix::mixed()))
+    block_on(wait_ready(&server.url(), None, Api::Completions, &Mix::mixed()))
 }
 
 #[test]
@@ -72,9 +73,13 @@ fn an_empty_model_list_and_an_unknown_model_are_errors() {
     let empty = server(|request| (path(request) == "/v1/models").then(|| json(200, r#"{"data":[]}"#)));
     assert!(ready(&empty).unwrap_err().contains("lists no model"));
     let some = server(|_| None);
-    let error = block_on(wait_ready(&some.url(), Some("three"), &Mix::mixed())).unwrap_err();
+    let error =
+        block_on(wait_ready(&some.url(), Some("three"), Api::Completions, &Mix::mixed())).unwrap_err();
     assert!(error.contains("three") && error.contains("one, two"), "{error}");
-    assert_eq!(block_on(wait_ready(&some.url(), Some("two"), &Mix::mixed())).unwrap().model, "two");
+    assert_eq!(
+        block_on(wait_ready(&some.url(), Some("two"), Api::Completions, &Mix::mixed())).unwrap().model,
+        "two"
+    );
 }
 
 #[test]
@@ -105,7 +110,7 @@ fn only_the_second_warm_up_request_is_sampled() {
     let server = server(|_| None);
     let info = ready(&server).unwrap();
     server.counts.lock().unwrap().requests.clear();
-    assert_eq!(block_on(warm_up(&info.target(), 3)).unwrap().0, 3);
+    assert_eq!(block_on(warm_up(&info.target(), Api::Completions, 3)).unwrap().0, 3);
     let counts = server.counts.lock().unwrap();
     let temperatures: Vec<f64> =
         counts.requests.iter().map(|r| r.body["temperature"].as_f64().unwrap()).collect();
@@ -118,6 +123,22 @@ fn a_failed_warm_up_says_which_request_and_why() {
         (request.body["temperature"] == 1.0).then(|| json(500, r#"{"error":{"message":"no compiler"}}"#))
     });
     let info = ready(&server).unwrap();
-    let error = block_on(warm_up(&info.target(), 3)).unwrap_err();
+    let error = block_on(warm_up(&info.target(), Api::Completions, 3)).unwrap_err();
     assert!(error.contains("request 2 of 3") && error.contains("no compiler"), "{error}");
+}
+
+#[test]
+fn a_server_that_only_chats_is_asked_to_chat() {
+    let server = server(|request| match path(request) {
+        "/v1/chat/completions" => Some(good(1)),
+        "/v1/completions" => Some(json(404, r#"{"detail":"Not Found"}"#)),
+        _ => None,
+    });
+    assert!(ready(&server).unwrap_err().contains("Not Found"));
+    let info = block_on(wait_ready(&server.url(), None, Api::Chat, &Mix::mixed())).unwrap();
+    assert!(info.has_usage);
+    assert_eq!(block_on(warm_up(&info.target(), Api::Chat, 2)).unwrap().0, 2);
+    let counts = server.counts.lock().unwrap();
+    let last = counts.requests.last().unwrap();
+    assert_eq!((path(last), &last.body["messages"][0]["role"]), ("/v1/chat/completions", &"user".into()));
 }

@@ -6,9 +6,9 @@ use super::dataset::{self, Traced};
 use super::mix::{Mix, Workload};
 use super::prompt::CHARS_PER_TOKEN;
 use super::schedule::Schedule;
-use super::spec::{Api, Limits, Load, Target};
+use super::spec::{Limits, Load, Target};
 use super::tally::Slo;
-use crate::config::{Endpoint, LoadPlan, Process};
+use crate::config::{LoadPlan, Process};
 use std::path::Path;
 
 /// What is asked and when, with every file read.
@@ -80,10 +80,7 @@ impl Recipe {
             None => Schedule::draw(self.mix.clone(), self.arrivals.clone(), plan.duration, context, seed)?,
         };
         Ok(Load {
-            api: match plan.endpoint {
-                Endpoint::Completions => Api::Completions,
-                Endpoint::Chat => Api::Chat,
-            },
+            api: plan.endpoint.into(),
             limits: Limits { total: plan.request_timeout, idle: plan.idle_timeout },
             drain: plan.drain,
             max_concurrency: plan.max_concurrency,

@@ -104,12 +104,12 @@ impl Pacer {
         let load = Arc::clone(&self.load);
         let workload = &load.schedule.mix.workloads[usize::from(planned.workload)];
         let messages = self.messages(workload, planned);
-        let (path, joined) = match load.api {
+        let joined = match load.api {
             Api::Completions => {
                 let texts: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
-                ("/v1/completions", Some(texts.join("\n")))
+                Some(texts.join("\n"))
             }
-            Api::Chat => ("/v1/chat/completions", None),
+            Api::Chat => None,
         };
         let body = Body {
             model: &self.target.model,
@@ -130,7 +130,7 @@ impl Pacer {
             .api_key
             .as_ref()
             .map_or(String::new(), |key| format!("authorization: Bearer {key}\r\n"));
-        self.endpoint.post(path, &headers, &body)
+        self.endpoint.post(load.api.path(), &headers, &body)
     }
 
     fn messages(&mut self, workload: &Workload, planned: &Planned) -> Vec<Message> {

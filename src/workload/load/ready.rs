@@ -3,7 +3,7 @@
 use super::mix::{Mix, Template};
 use super::prompt::{self, TokenModel, WORDS};
 use super::schedule::Schedule;
-use super::spec::Target;
+use super::spec::{Api, Target};
 use super::stream::{Meaning, SseParser, Usage, interpret, read_error};
 use crate::time::instant_now;
 use serde_json::{Value, json};
@@ -65,7 +65,12 @@ fn client() -> Result<reqwest::Client, String> {
 
 /// Waits until the server is healthy, asks what it serves, has it answer one request and count the words of the mix. It has no deadline of its own:
 /// drop it to give up. It fails when the server is up but cannot be used.
-pub async fn wait_ready(base_url: &str, model: Option<&str>, mix: &Mix) -> Result<ReadyInfo, String> {
+pub async fn wait_ready(
+    base_url: &str,
+    model: Option<&str>,
+    api: Api,
+    mix: &Mix,
+) -> Result<ReadyInfo, String> {
     let base = base(base_url)?;
     let client = client()?;
     while !is_healthy(&client, &base).await {
@@ -86,7 +91,7 @@ pub async fn wait_ready(base_url: &str, model: Option<&str>, mix: &Mix) -> Resul
         has_usage: true,
         notes,
     };
-    let usage = complete(&client, &info.target(), "Hello", 1, 0.0).await?;
+    let usage = complete(&client, &info.target(), api, "Hello", 1, 0.0).await?;
     if usage.is_none() {
         info.has_usage = false;
         info.notes.push("the server sends no usage with a stream: token counts will be unknown".to_owned());
@@ -102,7 +107,7 @@ pub async fn wait_ready(base_url: &str, model: Option<&str>, mix: &Mix) -> Resul
 
 /// Sends `n` requests one after the other; the second is sampled, because the first sampled request compiles the sampler.
 /// Returns how many, and the slowest.
-pub async fn warm_up(target: &Target, n: u32) -> Result<(u32, Duration), String> {
+pub async fn warm_up(target: &Target, api: Api, n: u32) -> Result<(u32, Duration), String> {
     let client = client()?;
     let template = Template::parse("chat")?;
     let mut slowest = Duration::ZERO;
@@ -112,7 +117,7 @@ pub async fn warm_up(target: &Target, n: u32) -> Result<(u32, Duration), String>
         let temperature = if index == 1 { 1.0 } else { 0.0 };
         let words = prompt::build(&template, input, &target.tokens, u64::MAX, index);
         let began = instant_now();
-        complete(&client, target, &words, output, temperature)
+        complete(&client, target, api, &words, output, temperature)
             .await
             .map_err(|e| format!("warm-up request {} of {n}: {e}", index + 1))?;
         slowest = slowest.max(instant_now().duration_since(began));
@@ -190,15 +195,20 @@ async fn model_of(
 async fn complete(
     client: &reqwest::Client,
     target: &Target,
+    api: Api,
     prompt: &str,
     max_tokens: u32,
     temperature: f64,
 ) -> Result<Option<Usage>, String> {
-    let url = format!("{}/v1/completions", base(&target.base_url)?);
-    let body = json!({
-        "model": target.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": temperature,
+    let url = format!("{}{}", base(&target.base_url)?, api.path());
+    let mut body = json!({
+        "model": target.model, "max_tokens": max_tokens, "temperature": temperature,
         "stream": true, "stream_options": {"include_usage": true},
     });
+    match api {
+        Api::Completions => body["prompt"] = prompt.into(),
+        Api::Chat => body["messages"] = json!([{"role": "user", "content": prompt}]),
+    }
     let mut request = client.post(&url).timeout(FIRST_TIMEOUT).json(&body);
     if let Some(key) = &target.api_key {
         request = request.bearer_auth(key);

@@ -64,6 +64,25 @@ pub enum Api {
     Chat,
 }
 
+impl Api {
+    /// Its path, without the prefix of the server.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Completions => "/v1/completions",
+            Self::Chat => "/v1/chat/completions",
+        }
+    }
+}
+
+impl From<crate::config::Endpoint> for Api {
+    fn from(endpoint: crate::config::Endpoint) -> Self {
+        match endpoint {
+            crate::config::Endpoint::Completions => Self::Completions,
+            crate::config::Endpoint::Chat => Self::Chat,
+        }
+    }
+}
+
 /// A load, ready to be sent.
 #[derive(Debug, Clone)]
 pub struct Load {
