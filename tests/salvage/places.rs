@@ -113,15 +113,15 @@ fn hold(bench: &Bench, opens: &str) -> Child {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap();
+        .expect("start a shell");
     let mut ready = [0; 6];
-    shell.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    shell.stdout.as_mut().expect("its output").read_exact(&mut ready).expect("it is ready");
     shell
 }
 
 fn let_go(shell: &mut Child) {
     drop(shell.stdin.take());
-    shell.wait().unwrap();
+    shell.wait().expect("its end");
 }
 
 #[test]
