@@ -425,13 +425,13 @@ impl Performer {
     }
 
     fn probe(&mut self) {
-        let facts = self.facts.clone();
+        let (facts, api) = (self.facts.clone(), self.run.plan.load.endpoint.into());
         let Some(attempt) = &mut self.attempt else { return };
         let target = Arc::clone(&attempt.target);
         attempt.probe = Some(Task(tokio::spawn(async move {
             let Some(target) = target.lock().await.clone() else { return };
             let began = time::instant_now();
-            let error = ready::one_token(&target, PROBE_PATIENCE).await.err();
+            let error = ready::one_token(&target, api, PROBE_PATIENCE).await.err();
             drop(facts.send(EventKind::Probed { error, took: began.elapsed() }));
         })));
     }

@@ -126,9 +126,9 @@ pub async fn warm_up(target: &Target, api: Api, n: u32) -> Result<(u32, Duration
 }
 
 /// Whether the server answers the smallest of all requests.
-pub async fn one_token(target: &Target, within: Duration) -> Result<(), String> {
+pub async fn one_token(target: &Target, api: Api, within: Duration) -> Result<(), String> {
     let client = client()?;
-    let answer = tokio::time::timeout(within, complete(&client, target, "Hello", 1, 0.0));
+    let answer = tokio::time::timeout(within, complete(&client, target, api, "Hello", 1, 0.0));
     match answer.await {
         Ok(answer) => answer.map(drop),
         Err(_) => Err(format!("no answer within {}", crate::time::human(within))),
