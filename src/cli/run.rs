@@ -140,11 +140,17 @@ fn forward_signals(facts: UnboundedSender<EventKind>) -> std::io::Result<signal_
     Ok(handle)
 }
 
+/// Lines of the guard's own log that may wait for the disk.
+const LOG_LINES: usize = 4096;
+
 fn own_log(dir: &RunDir) -> Option<tracing_appender::non_blocking::WorkerGuard> {
     let path = dir.guard_log();
     let folder = path.parent()?;
     let appender = tracing_appender::rolling::never(folder, path.file_name()?);
-    let (writer, guard) = tracing_appender::non_blocking(appender);
+    // The default buffer has room for 128,000 lines, which are 4 MB before the first of them.
+    let (writer, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
+        .buffered_lines_limit(LOG_LINES)
+        .finish(appender);
     let subscriber =
         tracing_subscriber::fmt().with_writer(writer).with_ansi(false).with_target(false).finish();
     // Somebody else's subscriber (a test's) may be there already, and is as good.
