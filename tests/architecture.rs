@@ -49,7 +49,11 @@ const PURE: &[&str] = &[
     "recovery/backoff.rs",
     "recovery/report/model.rs",
     "recovery/report/markdown.rs",
+    "recovery/salvage/facts.rs",
+    "recovery/salvage/habits.rs",
     "recovery/salvage/scan.rs",
+    "recovery/salvage/stream.rs",
+    "recovery/salvage/weave.rs",
     "recovery/salvage/repair.rs",
 ];
 

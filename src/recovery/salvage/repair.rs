@@ -14,9 +14,9 @@ use super::scan::{Cursor, Event, escape_len};
 const LONGEST: usize = 1 << 20;
 /// Bytes that may be read over all guesses for one text, beside so many times its length. What Kineto writes needs a few
 /// guesses; a trace full of events that no guess mends must not take for ever.
-const EFFORT: usize = 128 << 10;
+const EFFORT: usize = 64 << 10;
 /// Times that a text may be read.
-const READINGS: usize = 16;
+const READINGS: usize = 8;
 
 /// Mends the event that `text` begins with. `None` if it cannot be done without inventing something; otherwise the
 /// strict event and how much of `text` it stands for.

@@ -14,7 +14,7 @@ pub const LARGEST: usize = 8 << 20;
 /// How far behind an error the next event is looked for before mending is given up.
 const MEND_WINDOW: usize = 64 << 10;
 /// How many next events are tried as the end of one that is to be mended: a name can hold what looks like one.
-const MEND_ENDS: usize = 4;
+const MEND_ENDS: usize = 3;
 /// Bytes kept when nothing was found: what decides about the next candidate may lie before it.
 const LOOK_BACK: usize = 64;
 
