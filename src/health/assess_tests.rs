@@ -247,6 +247,16 @@ fn an_idle_hour_is_no_standstill() {
 }
 
 #[test]
+fn a_gpu_at_100_percent_for_an_hour_is_no_standstill_while_it_brings_tokens() {
+    for mem_util in [0, 40] {
+        let mut world = World::serving();
+        world.gpu = gpu(100, mem_util, 690.0);
+        world.run(3600, World::progress);
+        assert!(world.told.is_empty(), "{:?}", world.told);
+    }
+}
+
+#[test]
 fn a_failed_scrape_is_no_standstill_while_streams_move() {
     let mut world = World::serving();
     for _ in 0..600 {

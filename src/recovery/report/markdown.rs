@@ -52,6 +52,13 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     for attempt in &report.attempts {
         attempt_section(out, attempt)?;
     }
+    if !report.unreadable.is_empty() {
+        writeln!(out, "## What could not be read here\n")?;
+        for what in &report.unreadable {
+            writeln!(out, "- {what}")?;
+        }
+        writeln!(out)?;
+    }
     if !report.troubles.is_empty() {
         writeln!(out, "## Troubles of varcas-guard itself\n")?;
         for trouble in &report.troubles {

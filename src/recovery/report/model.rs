@@ -6,7 +6,7 @@
 use crate::config::Plan;
 use crate::event::{
     BenchSummary, Check, Ending, Event, EventKind, Evidence, ExitHow, Leftover, Outcome, Phase, ProcId,
-    SavedTrace, ServerFacts, Severity, Trace, WindowEvent, signal_name, words::sentence,
+    Reading, SavedTrace, ServerFacts, Severity, Trace, WindowEvent, signal_name, words::sentence,
 };
 use crate::time::secs;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,9 @@ pub struct Report {
     pub attempts: Vec<Attempt>,
     /// Things of ours that did not work, and inputs that made no sense.
     pub troubles: Vec<String>,
+    /// What could not be read on this machine, each with its reason, so that nobody takes silence for health.
+    #[serde(default)]
+    pub unreadable: Vec<String>,
     /// What happened when, without the samples.
     pub timeline: Vec<Moment>,
     /// Everything that was asked for.
@@ -177,6 +180,7 @@ pub fn build(events: &[Event]) -> Report {
         left_behind: Vec::new(),
         attempts: Vec::new(),
         troubles: Vec::new(),
+        unreadable: Vec::new(),
         timeline: Vec::new(),
         plan: None,
     };
@@ -220,6 +224,10 @@ fn run_level(report: &mut Report, event: &Event) {
         EventKind::PreflightFinished { server, .. } => report.server = server.clone(),
         EventKind::ServerSpawned { argv, .. } => report.argv.clone_from(argv),
         EventKind::Trouble { what, error } => report.troubles.push(format!("{what}: {error}")),
+        EventKind::GpusSampled(Reading::Unavailable { why }) => unreadable(report, format!("GPUs: {why}")),
+        EventKind::DiskSampled { free: Reading::Unavailable { why }, .. } => {
+            unreadable(report, format!("free disk: {why}"));
+        }
         EventKind::Anomaly { state, input } => {
             report.troubles.push(format!("{input} made no sense while {state}"))
         }
@@ -232,6 +240,12 @@ fn run_level(report: &mut Report, event: &Event) {
             report.reason.clone_from(reason);
         }
         _ => {}
+    }
+}
+
+fn unreadable(report: &mut Report, what: String) {
+    if !report.unreadable.contains(&what) {
+        report.unreadable.push(what);
     }
 }
 
