@@ -25,6 +25,7 @@ const PURE: &[&str] = &[
     "supervisor/machine.rs",
     "supervisor/state.rs",
     "supervisor/steps.rs",
+    "supervisor/family.rs",
     "supervisor/judge.rs",
     "supervisor/layout.rs",
     "supervisor/keeper/wire.rs",

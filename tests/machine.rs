@@ -440,6 +440,23 @@ fn a_fatal_line_ends_the_attempt_at_once_and_the_ending_quotes_the_line_that_kno
 }
 
 #[test]
+fn a_child_that_a_worker_forked_may_end() {
+    let mut run = Driven::measuring(plan());
+    run.give(EventKind::ProcessSeen { proc: proc(11), ppid: 10, comm: "VLLM::Worker_TP".into() });
+    run.give(EventKind::ProcessSeen { proc: proc(12), ppid: 11, comm: "VLLM::Worker_TP".into() });
+    let ended = |pid| EventKind::ProcessExited {
+        proc: proc(pid),
+        comm: "VLLM::Worker_TP".into(),
+        how: ExitHow::Code { code: 0 },
+        main: false,
+    };
+    run.give(ended(12));
+    assert_eq!(run.machine.phase(), Phase::Measuring);
+    run.give(ended(11));
+    assert_eq!(run.ending(), (Outcome::Crash, Phase::Measuring));
+}
+
+#[test]
 fn every_rank_that_records_must_bring_a_trace() {
     for (ranks, code) in [(1, 0), (2, 75)] {
         let mut run = Driven::measuring(Plan { retries: 0, ..plan() });

@@ -6,7 +6,9 @@
 use crate::event::{Finding, Gravity, Phase};
 use aho_corasick::{AhoCorasick, packed};
 use memchr::{memchr, memchr_iter, memrchr};
-use regex::bytes::{RegexSet, RegexSetBuilder};
+use regex::bytes::RegexBuilder;
+use regex_automata::util::syntax;
+use regex_automata::{Input, MatchKind, PatternSet, meta};
 use regex_syntax::hir::{Hir, HirKind};
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -100,7 +102,7 @@ type Found<'a, 'b> = dyn FnMut(usize, &[u8], &'a Rule, Gravity) + 'b;
 #[derive(Debug)]
 pub struct Rules {
     rules: Vec<Rule>,
-    set: RegexSet,
+    set: meta::Regex,
     prefilter: Prefilter,
 }
 
@@ -191,14 +193,9 @@ impl Rules {
         }
         needles.sort();
         needles.dedup();
-        let set =
-            regex_set(&rules.iter().map(|rule| &rule.pattern).collect::<Vec<_>>()).map_err(|error| {
-                vec![RulesError {
-                    file: "all rules together".to_owned(),
-                    line: 1,
-                    problem: error.to_string(),
-                }]
-            })?;
+        let set = set_of(&rules.iter().map(|rule| &rule.pattern).collect::<Vec<_>>()).map_err(|error| {
+            vec![RulesError { file: "all rules together".to_owned(), line: 1, problem: error.to_string() }]
+        })?;
         Ok(Self { rules, set, prefilter: Prefilter::new(&needles) })
     }
 
@@ -215,9 +212,10 @@ impl Rules {
     /// Of several rules for one line a harmless one counts, for it was written because of this line; then the gravest,
     /// then one that knows the cause, then the first.
     fn classify_bytes(&self, line: &[u8], phase: Phase) -> Option<(&Rule, Gravity)> {
-        self.set
-            .matches(line)
-            .into_iter()
+        let mut matches = PatternSet::new(self.rules.len());
+        self.set.which_overlapping_matches(&Input::new(line), &mut matches);
+        matches
+            .iter()
             .map(|index| {
                 let rule = &self.rules[index];
                 let counts = rule.gravity == Gravity::Harmless || rule.phases.contains(&phase);
@@ -246,14 +244,20 @@ fn rank((rule, gravity): (&Rule, Gravity)) -> (bool, Gravity, bool) {
     (gravity == Gravity::Harmless, gravity, rule.cause != Finding::ENGINE_DEAD)
 }
 
-fn regex_set<T: AsRef<str>>(patterns: &[T]) -> Result<RegexSet, regex::Error> {
-    RegexSetBuilder::new(patterns).unicode(false).build()
+/// One search for all patterns. Its own search for fixed texts is switched off: the scanner has done that, and the
+/// automaton for it takes 3.5 MB.
+fn set_of<T: AsRef<str>>(patterns: &[T]) -> Result<meta::Regex, Box<meta::BuildError>> {
+    meta::Regex::builder()
+        .configure(meta::Config::new().auto_prefilter(false).utf8_empty(false).match_kind(MatchKind::All))
+        .syntax(syntax::Config::new().unicode(false).utf8(false))
+        .build_many(patterns)
+        .map_err(Box::new)
 }
 
 /// Byte offset and problem.
 fn check(entry: &Entry) -> Result<(), (usize, String)> {
     let at = entry.pattern.span().start;
-    let pattern = regex_set(&[entry.pattern.get_ref()]).map_err(|error| {
+    let pattern = RegexBuilder::new(entry.pattern.get_ref()).unicode(false).build().map_err(|error| {
         (at, format!("the pattern is not valid: {}", error.to_string().replace('\n', " ")))
     })?;
     if needles_of(entry.pattern.get_ref()).is_none() {

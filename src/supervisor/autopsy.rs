@@ -1,6 +1,6 @@
 //! Asks the system why a process died that nobody of ours has killed.
 
-use super::judge;
+use super::family::Family;
 use crate::event::{EventKind, Phase, ProcId, ProcSample};
 use crate::health::deaths::{self, Deaths};
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 #[derive(Debug, Default)]
 pub(super) struct Autopsy {
     deaths: Arc<Mutex<Deaths>>,
+    family: Family,
     /// As last sampled.
     last: BTreeMap<ProcId, ProcSample>,
     /// Memory that was free at that time.
@@ -27,9 +28,10 @@ impl Autopsy {
                 self.last = processes.iter().map(|sample| (sample.proc, sample.clone())).collect();
                 self.available = deaths::available();
             }
+            EventKind::ProcessSeen { proc, ppid, comm } => self.family.seen(*proc, *ppid, comm),
             EventKind::SignalSent { targets, .. } => self.struck.extend(targets),
             EventKind::ProcessExited { proc, comm, how, main, .. }
-                if (*main || judge::essential(comm))
+                if (*main || self.family.is_essential(*proc, comm))
                     && !self.struck.contains(proc)
                     && matches!(
                         phase,

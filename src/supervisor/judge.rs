@@ -14,11 +14,6 @@ pub fn refusal(checks: &[Check]) -> Option<String> {
     (!refused.is_empty()).then(|| refused.join("; "))
 }
 
-/// A process whose death ends the attempt. vLLM names them; helpers such as compilers come and go.
-pub fn essential(comm: &str) -> bool {
-    comm.starts_with("VLLM::")
-}
-
 /// Whether the benchmark is a result, and the sentence that says so.
 pub fn benchmark(summary: &BenchSummary, plan: &LoadPlan) -> Result<String, String> {
     let done = summary.progress.completed;

@@ -10,6 +10,7 @@
 //! [`Machine::step`] is total: any input in any state gives actions, and one that makes no sense is recorded as an
 //! anomaly. Whatever went wrong first is the ending of the attempt; what follows from it never replaces it.
 
+use super::family::Family;
 use super::judge;
 use super::state::{Action, DrainStep, Measuring, RunState};
 use super::steps::{afterwards, ending, enter};
@@ -70,6 +71,7 @@ pub struct Machine {
     pub(super) findings: Vec<Finding>,
     /// What the system said in this attempt.
     pub(super) clues: Vec<Clue>,
+    pub(super) family: Family,
     /// Workers of this attempt that will record.
     pub(super) ranks: BTreeSet<u32>,
 }
@@ -93,6 +95,7 @@ impl Machine {
             assessor: Assessor::new(Patience::default()),
             findings: Vec::new(),
             clues: Vec::new(),
+            family: Family::default(),
             ranks: BTreeSet::new(),
         }
     }
@@ -145,11 +148,11 @@ impl Machine {
             | EventKind::GpusSampled(_)
             | EventKind::DiskSampled { .. }
             | EventKind::Probed { .. }
-            | EventKind::ProcessSeen { .. }
             | EventKind::SignalSent { .. }
             | EventKind::KeeperStarted { .. }
             | EventKind::Trouble { .. }
             | EventKind::GuardDied { .. } => {}
+            EventKind::ProcessSeen { proc, ppid, comm } => self.family.seen(*proc, *ppid, comm),
             EventKind::Window(line) => {
                 if matches!(line.what, WindowEvent::Hello { .. }) {
                     self.ranks.insert(line.rank);
@@ -335,7 +338,7 @@ impl Machine {
             }
             // The benchmark is home; what the server does now can no longer take it away. The open window may be lost.
             (RunState::Flushing { ending, .. }, E::ProcessExited { proc, comm, how, main, .. })
-                if *main || judge::essential(comm) =>
+                if *main || self.family.is_essential(*proc, comm) =>
             {
                 let why = format!("{comm} ({proc}) died with {how} while the windows were being closed");
                 self.save(now, afterwards(ending, &why), EVIDENCE_OF_CRASH, false, out)
@@ -384,7 +387,7 @@ impl Machine {
             (
                 state @ (RunState::Loading { .. } | RunState::WarmUp { .. } | RunState::Measuring(_)),
                 E::ProcessExited { proc, comm, how, main, .. },
-            ) if *main || judge::essential(comm) => {
+            ) if *main || self.family.is_essential(*proc, comm) => {
                 let phase = state.phase();
                 let outcome = if phase == Phase::Loading { Outcome::StartupFailure } else { Outcome::Crash };
                 let why = format!("{comm} ({proc}) ended during {phase} with {how}");

@@ -2,6 +2,7 @@
 
 mod autopsy;
 pub mod dispatcher;
+mod family;
 pub mod journal;
 pub mod judge;
 pub mod keeper;

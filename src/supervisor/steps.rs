@@ -1,5 +1,6 @@
 //! The ways from one state of the machine to the next, each with what must be done on it. Pure.
 
+use super::family::Family;
 use super::judge;
 use super::machine::Machine;
 use super::state::{Action, DrainStep, RunState};
@@ -21,6 +22,7 @@ impl Machine {
         self.findings.clear();
         self.clues.clear();
         self.ranks.clear();
+        self.family = Family::default();
         out.push(Action::Conclude(EventKind::AttemptStarted {}));
         enter(Phase::Preflight, None, out);
         out.push(Action::Preflight);
