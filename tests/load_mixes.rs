@@ -9,7 +9,7 @@ use varcas_guard::workload::load::mix::{Mix, Template};
 use varcas_guard::workload::load::prompt::{TokenModel, WORDS, build};
 use varcas_guard::workload::load::schedule::{CONTEXT_MARGIN, Schedule};
 use varcas_guard::workload::load::stats::{Gaps, Second, Sorted};
-use varcas_guard::workload::load::steady::{bootstrap, window};
+use varcas_guard::workload::load::steady::{bootstrap, bootstrap_rate, window};
 
 fn draw(mix: Mix, arrivals: Arrivals, seconds: u64) -> Schedule {
     Schedule::draw(mix, arrivals, Duration::from_secs(seconds), 4096, 5).unwrap()
@@ -245,6 +245,29 @@ fn intervals_of_the_median_cover_the_truth_as_often_as_they_say() {
     // 4 standard deviations of a binomial around 95 are 9.
     assert!((86..=100).contains(&covered), "{covered}");
     assert!(bootstrap(&Sorted::new(vec![1.0; 9]), [50.0], 1).is_none());
+}
+
+#[test]
+fn an_interval_of_a_rate_covers_the_truth_as_often_as_it_says() {
+    use rand::{RngExt, SeedableRng};
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(10);
+    let mut covered = 0;
+    for seed in 0..100 {
+        // 100 seconds around 25 a second, where each second resembles the one before.
+        let mut level = 0.0;
+        let seconds: Vec<f64> = (0..100)
+            .map(|_| {
+                level = 0.3 * level + (rng.random::<f64>() - 0.5) * 10.0;
+                25.0 + level
+            })
+            .collect();
+        let interval = bootstrap_rate(&seconds, seed).unwrap();
+        covered += usize::from(interval.low <= 25.0 && 25.0 <= interval.high);
+        assert!(interval.high - interval.low < 3.0, "{interval:?}");
+    }
+    // Block bootstraps of short series cover a little less than they say.
+    assert!((80..=100).contains(&covered), "{covered}");
+    assert_eq!(bootstrap_rate(&[25.0; 49], 1), None);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use super::schedule::CONTEXT_MARGIN;
 use super::spec::{Api, Load as Spec};
 use super::stats::{Second, Sorted};
-use super::steady::{Interval, Window, bootstrap};
+use super::steady::{Interval, Window, bootstrap, bootstrap_rate};
 use super::tally::{Sums, Totals};
 use crate::event::Latency;
 use serde::Serialize;
@@ -221,6 +221,12 @@ fn confidence(totals: &Totals) -> BTreeMap<String, Interval> {
             all.insert(format!("median_{name}_ms"), p50);
             all.insert(format!("p99_{name}_ms"), p99);
         }
+    }
+    let counts: [(&str, fn(&Second) -> u64); 2] =
+        [("request_throughput", |s| s.completed), ("output_throughput", |s| s.output_tokens)];
+    for (name, count) in counts {
+        let seconds: Vec<f64> = totals.series.iter().map(|second| count(second) as f64).collect();
+        all.extend(bootstrap_rate(&seconds, 1).map(|interval| (name.to_owned(), interval)));
     }
     all
 }

@@ -80,6 +80,27 @@ pub fn bootstrap<const N: usize>(sample: &Sorted, percents: [f64; N], seed: u64)
     Some(std::array::from_fn(|_| ends.next().unwrap_or(Interval { low: 0.0, high: 0.0 })))
 }
 
+/// Seconds that are drawn together: what happens in one second has to do with the next.
+const BLOCK: usize = 5;
+
+/// The same for a rate, by a circular block bootstrap of what was counted second by second. None below 10 blocks.
+pub fn bootstrap_rate(seconds: &[f64], seed: u64) -> Option<Interval> {
+    let n = seconds.len();
+    if n < 10 * BLOCK {
+        return None;
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let blocks = n.div_ceil(BLOCK);
+    let resamples = RESAMPLES.min(MAX_DRAWS / n).max(40);
+    let means = (0..resamples).map(|_| {
+        let starts = (0..blocks).map(|_| rng.random_range(0..n));
+        let sum: f64 = starts.flat_map(|from| (from..from + BLOCK).map(|at| seconds[at % n])).sum();
+        sum / (blocks * BLOCK) as f64
+    });
+    let sorted = Sorted::new(means.collect());
+    Some(Interval { low: sorted.percentile(2.5), high: sorted.percentile(97.5) })
+}
+
 /// The percentile of the sorted `values`, each taken as often as `counts` says; they count to as many as there are values.
 fn percentile(values: &[f64], counts: &[u32], percent: f64) -> f64 {
     let rank = percent / 100.0 * (values.len() - 1) as f64;
