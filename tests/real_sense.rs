@@ -15,9 +15,16 @@ use varcas_guard::event::{Ending, Event, EventKind, HangKind, Outcome, Phase, Pr
 use varcas_guard::supervisor::os;
 use varcas_guard::time::wall_now;
 
-/// Short, so that the tests are; the defaults are the same kinds at 60 and 180 s.
-const PATIENCE: &str = "[patience]\nsuspect-after = \"3s\"\nstopped = \"8s\"\nidle = \"8s\"\nhost-busy = \"12s\"\n\
-                        undetermined = \"20s\"\nadapt-factor = 1.0\n";
+/// Shorter than the defaults, 60 and 180 s, so that the tests are; long enough for a machine whose disk stands still.
+const IDLE: f64 = 20.0;
+const BUSY: f64 = 40.0;
+
+fn patience() -> String {
+    format!(
+        "[patience]\nsuspect-after = \"5s\"\nstopped = \"{IDLE}s\"\nidle = \"{IDLE}s\"\nhost-busy = \"{BUSY}s\"\n\
+         undetermined = \"90s\"\nadapt-factor = 1.0\n"
+    )
+}
 
 /// The engine's next step does this. Returns when (Unix seconds).
 fn provoke(bench: &Bench, fault: &str) -> f64 {
@@ -113,40 +120,40 @@ fn kill(victim: ProcId) -> f64 {
 #[test]
 fn a_stopped_engine_is_named_stopped() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start("out", "10m", 1, PATIENCE);
+    let mut running = bench.start("out", "10m", 1, &patience());
     under_load(&mut running);
     let engine = process(&mut running, "VLLM::Engine");
     let since = unix_now();
     os::signal(engine, 19).unwrap();
-    hang(&running.wait(), &bench, since, HangKind::Stopped, 8.0);
+    hang(&running.wait(), &bench, since, HangKind::Stopped, IDLE);
 }
 
 #[test]
 fn a_loop_in_the_worker_is_named_host_busy_and_its_stack_is_saved() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start("out", "10m", 1, PATIENCE);
+    let mut running = bench.start("out", "10m", 1, &patience());
     under_load(&mut running);
     let since = provoke(&bench, "loop");
     let done = running.wait();
-    hang(&done, &bench, since, HangKind::HostBusy, 12.0);
+    hang(&done, &bench, since, HangKind::HostBusy, BUSY);
     assert_stacks(&done, "in _loop");
 }
 
 #[test]
 fn a_worker_that_waits_for_a_lock_is_a_deadlock_and_its_stack_is_saved() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start("out", "10m", 1, PATIENCE);
+    let mut running = bench.start("out", "10m", 1, &patience());
     under_load(&mut running);
     let since = provoke(&bench, "lock");
     let done = running.wait();
-    hang(&done, &bench, since, HangKind::GpuIdleHostIdle, 8.0);
+    hang(&done, &bench, since, HangKind::GpuIdleHostIdle, IDLE);
     assert_stacks(&done, "in _lock");
 }
 
 #[test]
 fn a_killed_engine_is_a_crash() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start("out", "10m", 1, PATIENCE);
+    let mut running = bench.start("out", "10m", 1, &patience());
     under_load(&mut running);
     let engine = process(&mut running, "VLLM::Engine");
     let since = kill(engine);
@@ -156,7 +163,7 @@ fn a_killed_engine_is_a_crash() {
 #[test]
 fn a_killed_worker_of_two_is_a_crash() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start("out", "10m", 2, PATIENCE);
+    let mut running = bench.start("out", "10m", 2, &patience());
     under_load(&mut running);
     let worker = process(&mut running, "VLLM::Worker");
     let since = kill(worker);
@@ -166,7 +173,7 @@ fn a_killed_worker_of_two_is_a_crash() {
 #[test]
 fn an_engine_killed_while_it_loads_is_a_failed_start() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start("out", "10m", 1, PATIENCE);
+    let mut running = bench.start("out", "10m", 1, &patience());
     let engine = process(&mut running, "VLLM::Engine");
     let since = kill(engine);
     death(&running.wait(), &bench, engine, since, Outcome::StartupFailure);
@@ -205,7 +212,7 @@ impl Drop for Cgroup {
 fn the_oom_killer_of_a_small_cgroup_is_named() {
     let Some(bench) = Bench::new() else { return };
     let Some(group) = Cgroup::new(6 << 30) else { return };
-    let mut running = bench.start("out", "10m", 1, PATIENCE);
+    let mut running = bench.start("out", "10m", 1, &patience());
     // The guard too, as in a container.
     std::fs::write(group.0.join("cgroup.procs"), running.id.pid.to_string()).unwrap();
     under_load(&mut running);
@@ -250,7 +257,7 @@ impl Drop for Small {
 #[test]
 fn a_full_trace_folder_switches_the_profiler_off_and_the_engine_goes_on() {
     let Some(bench) = Bench::new() else { return };
-    let mut running = bench.start("out", "10m", 1, PATIENCE);
+    let mut running = bench.start("out", "10m", 1, &patience());
     running.until("the server's first process", |kind| {
         matches!(kind, EventKind::ServerSpawned { .. }).then_some(())
     });

@@ -222,12 +222,12 @@ fn confidence(totals: &Totals) -> BTreeMap<String, Interval> {
             all.insert(format!("p99_{name}_ms"), p99);
         }
     }
-    let counts: [(&str, fn(&Second) -> u64); 2] =
-        [("request_throughput", |s| s.completed), ("output_throughput", |s| s.output_tokens)];
-    for (name, count) in counts {
+    let mut rate = |name: &str, count: fn(&Second) -> u64| {
         let seconds: Vec<f64> = totals.series.iter().map(|second| count(second) as f64).collect();
         all.extend(bootstrap_rate(&seconds, 1).map(|interval| (name.to_owned(), interval)));
-    }
+    };
+    rate("request_throughput", |second| second.completed);
+    rate("output_throughput", |second| second.output_tokens);
     all
 }
 
