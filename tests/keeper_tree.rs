@@ -123,7 +123,8 @@ note("escaped", "yes")
     .await;
     wait_for("the chain", || rig.place.file("ready").exists().then_some(())).await;
     assert_eq!(rig.kill_all().await, []);
-    assert!(children_of(rig.keeper.proc().pid).is_empty());
+    let left: Vec<_> = children_of(rig.keeper.proc().pid).into_iter().map(proc::stat).collect();
+    assert!(left.is_empty(), "{left:?}");
     assert!(!rig.place.file("escaped").exists());
     rig.quit().await;
 }

@@ -36,10 +36,12 @@ pub(crate) fn kill_all(tree: &mut Tree, why: &str, tell: Tell<'_>) -> Killed {
     loop {
         let was_empty = tree.is_empty();
         tree.scan(true, tell);
+        // Whoever was found alive now and is dead a moment later may have forked in between.
+        let found = was_empty && !tree.is_empty();
         let unexpected = if hunted > PATIENCE { tree.bury_striking_groups(tell) } else { tree.bury(tell) };
         // A process forked while we listed is found only by a look that began after its parent was gone; and whoever
         // forks and dies between two looks is in none of them, but we get its body.
-        if was_empty && tree.is_empty() && !unexpected {
+        if was_empty && !found && !unexpected && tree.is_empty() {
             return Killed { killed: struck.into_iter().collect(), leftovers: Vec::new() };
         }
         if began.elapsed() > LIMIT {
@@ -53,7 +55,7 @@ pub(crate) fn kill_all(tree: &mut Tree, why: &str, tell: Tell<'_>) -> Killed {
         let tracker_time_is_over =
             others.is_empty() && trackers_alone.get_or_insert_with(instant_now).elapsed() > TRACKER_GRACE;
         let victims = if tracker_time_is_over { trackers } else { others };
-        let news = strike(&victims, why, &mut struck, tell) || unexpected;
+        let news = strike(&victims, why, &mut struck, tell) || unexpected || found;
         hunted = if news { hunted + 1 } else { 0 };
         pause = if news { Duration::from_millis(2) } else { (pause * 2).min(Duration::from_millis(100)) };
         tree.wait(pause);
