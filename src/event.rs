@@ -7,6 +7,7 @@
 mod finding;
 mod measured;
 mod signal;
+mod verdict;
 mod window;
 pub mod words;
 
@@ -16,6 +17,7 @@ pub use measured::{
     WorkloadSummary,
 };
 pub use signal::signal_name;
+pub use verdict::{Confidence, Mitigation, Quote, Retry, RuledOut, Verdict};
 pub use window::{SavedTrace, WindowEvent, WindowLine};
 
 use crate::config::Plan;
