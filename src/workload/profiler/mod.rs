@@ -1,3 +1,6 @@
-//! The profiler: `worker.py` records windows inside vLLM; `windows` reads its index, checks and compresses the traces.
+//! The profiler: `worker.py` records windows inside vLLM; `windows` reads its index, checks and compresses the traces; `analyse`
+//! says what a window shows and `summary` what all of them show; `merge` joins the ranks of a window.
 
+pub mod analyse;
+pub mod read;
 pub mod windows;
