@@ -2,5 +2,8 @@
 //! says what a window shows and `summary` what all of them show; `merge` joins the ranks of a window.
 
 pub mod analyse;
+pub mod composition;
+pub mod merge;
 pub mod read;
+pub mod summary;
 pub mod windows;
