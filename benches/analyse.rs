@@ -103,7 +103,9 @@ fn main() {
     };
     let mut text = Vec::new();
     let file = std::fs::File::open(&path).expect("open the trace");
-    flate2::read::MultiGzDecoder::new(BufReader::new(file)).read_to_end(&mut text).expect("decompress the trace");
+    flate2::read::MultiGzDecoder::new(BufReader::new(file))
+        .read_to_end(&mut text)
+        .expect("decompress the trace");
     best("count", text.len(), || {
         let reader = BufReader::with_capacity(256 * 1024, &text[..]);
         let document: Document = serde_json::from_reader(reader).expect("a trace");

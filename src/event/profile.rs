@@ -175,7 +175,11 @@ pub struct ProfileSummary {
 impl ProfileSummary {
     /// `in the 12 recorded windows (1.3 s of the 118 s between the first and the last)`.
     pub fn sample(&self) -> String {
-        let windows = if self.windows == 1 { "the one recorded window".to_owned() } else { format!("the {} recorded windows", self.windows) };
+        let windows = if self.windows == 1 {
+            "the one recorded window".to_owned()
+        } else {
+            format!("the {} recorded windows", self.windows)
+        };
         match self.observed_s {
             Some(observed) if self.windows > 1 => format!(
                 "in {windows} ({} of the {} from the opening of the first to the end of the last)",
@@ -212,7 +216,8 @@ mod tests {
 
     #[test]
     fn nothing_is_claimed_beyond_the_sample() {
-        let mut summary = ProfileSummary { windows: 12, recorded_s: 1.3, observed_s: Some(118.2), ..Default::default() };
+        let mut summary =
+            ProfileSummary { windows: 12, recorded_s: 1.3, observed_s: Some(118.2), ..Default::default() };
         assert_eq!(
             summary.sample(),
             "in the 12 recorded windows (1.30 s of the 118 s from the opening of the first to the end of the last)"

@@ -549,7 +549,11 @@ impl Performer {
         let dir = run.dir.attempt(self.number);
         tokio::task::spawn_blocking(move || {
             let windows = run.plan.profile.mode == ProfileMode::Windows && dir.traces().is_dir();
-            let collected = if windows { windows::collect_and_profile(&dir.traces()) } else { windows::Collected::default() };
+            let collected = if windows {
+                windows::collect_and_profile(&dir.traces())
+            } else {
+                windows::Collected::default()
+            };
             let windows::Collected { traces, problems, profile } = collected;
             if let Some(profile) = profile {
                 drop(facts.send(EventKind::Profiled(Box::new(profile))));

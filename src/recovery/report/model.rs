@@ -6,7 +6,8 @@
 use crate::config::Plan;
 use crate::event::{
     BenchSummary, Check, Ending, Event, EventKind, Evidence, ExitHow, Leftover, Outcome, Phase, ProcId,
-    ProfileSummary, Reading, SavedTrace, ServerFacts, Severity, Trace, WindowEvent, signal_name, words::sentence,
+    ProfileSummary, Reading, SavedTrace, ServerFacts, Severity, Trace, WindowEvent, signal_name,
+    words::sentence,
 };
 use crate::time::secs;
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,9 @@
 //! "What the windows saw" as Markdown: where the time of GPU and host went, with what each figure is worth. Pure.
 
 use crate::event::ProfileSummary;
-use crate::event::profile::{Gaps, GpuProfile, KernelShare, OperatorShare, Spread, StepGroup, StepKind, confidence};
+use crate::event::profile::{
+    Gaps, GpuProfile, KernelShare, OperatorShare, Spread, StepGroup, StepKind, confidence,
+};
 use std::fmt::{Result, Write};
 
 /// The section without its heading.
@@ -121,7 +123,14 @@ fn shares(out: &mut String, title: &str, of: &str, rows: &[KernelShare]) -> Resu
     }
     writeln!(out, "| {title} | share {of} | n | together |\n|---|---:|---:|---:|")?;
     for row in rows {
-        writeln!(out, "| {} | {} | {} | {} |", name(&row.name), spread(&row.share), row.count, time(row.total_s))?;
+        writeln!(
+            out,
+            "| {} | {} | {} | {} |",
+            name(&row.name),
+            spread(&row.share),
+            row.count,
+            time(row.total_s)
+        )?;
     }
     writeln!(out)
 }
@@ -130,7 +139,10 @@ fn operators(out: &mut String, title: &str, rows: &[OperatorShare]) -> Result {
     if rows.is_empty() {
         return Ok(());
     }
-    writeln!(out, "| {title} | share of all operators | n | itself | with those it called |\n|---|---:|---:|---:|---:|")?;
+    writeln!(
+        out,
+        "| {title} | share of all operators | n | itself | with those it called |\n|---|---:|---:|---:|---:|"
+    )?;
     for row in rows {
         writeln!(
             out,

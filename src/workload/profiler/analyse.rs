@@ -18,8 +18,8 @@ pub use names::{NameTime, OTHER};
 
 use super::read::{Category, TraceEvent};
 use intervals::{Interval, gaps, intersection, length, union};
-pub(super) use names::cut;
 use names::Names;
+pub(super) use names::cut;
 use nesting::{Call, self_times};
 use std::collections::{BTreeMap, HashMap};
 
@@ -179,7 +179,9 @@ impl Analyser {
         self.events += 1;
         self.kernels += u64::from(event.category == Category::Kernel);
         // Only complete slices have a length; a lone begin or end says nothing.
-        let (Some(start), Some(duration), b'X') = (event.start_ns, event.duration_ns, event.phase) else { return };
+        let (Some(start), Some(duration), b'X') = (event.start_ns, event.duration_ns, event.phase) else {
+            return;
+        };
         let end = start.saturating_add(duration);
         match event.category {
             Category::Other => return,
@@ -227,7 +229,9 @@ impl Analyser {
     }
 
     fn annotation(&mut self, event: &TraceEvent, start: i64, duration: i64) {
-        let Some(number) = event.name.strip_prefix(STEP).and_then(|number| number.parse().ok()) else { return };
+        let Some(number) = event.name.strip_prefix(STEP).and_then(|number| number.parse().ok()) else {
+            return;
+        };
         self.all_steps += 1;
         if self.steps.len() < self.limits.steps {
             self.steps.push(Step { number, start_ns: start, wall_ns: duration.unsigned_abs(), gpu_ns: None });
@@ -243,21 +247,31 @@ impl Analyser {
             notes.push(format!("{} operator calls are too many: no self times", self.all_calls));
         }
         // Of a part of the calls it would be wrong.
-        let (own, in_operators) =
-            if calls_known { self_times(std::mem::take(&mut self.calls), rows.len()) } else { (Vec::new(), Vec::new()) };
+        let (own, in_operators) = if calls_known {
+            self_times(std::mem::take(&mut self.calls), rows.len())
+        } else {
+            (Vec::new(), Vec::new())
+        };
         let mut operators: Vec<OperatorTime> = rows
             .into_iter()
             .enumerate()
             .map(|(number, time)| OperatorTime { time, self_ns: own.get(number).copied() })
             .collect();
         operators.sort_by(|a, b| {
-            (b.self_ns, b.time.total_ns).cmp(&(a.self_ns, a.time.total_ns)).then_with(|| a.time.name.cmp(&b.time.name))
+            (b.self_ns, b.time.total_ns)
+                .cmp(&(a.self_ns, a.time.total_ns))
+                .then_with(|| a.time.name.cmp(&b.time.name))
         });
         if self.all_steps > self.steps.len() as u64 {
-            notes.push(format!("of {} steps only the first {} are looked at", self.all_steps, self.steps.len()));
+            notes.push(format!(
+                "of {} steps only the first {} are looked at",
+                self.all_steps,
+                self.steps.len()
+            ));
         }
         self.steps.sort_by_key(|step| (step.start_ns, step.number));
-        let work_known = self.all_work == self.work.len() as u64 && self.all_launches <= self.limits.work as u64;
+        let work_known =
+            self.all_work == self.work.len() as u64 && self.all_launches <= self.limits.work as u64;
         if !work_known {
             notes.push(format!(
                 "{} pieces of GPU work and {} launches are too many: no busy share, no gaps, no GPU time of steps",
@@ -307,7 +321,10 @@ fn attribute(steps: &mut [Step], work: &[Work], mut launches: Vec<(i64, i64)>) -
     }
     for piece in work {
         let launched = piece.correlation.and_then(|id| {
-            launches.binary_search_by_key(&id, |(correlation, _)| *correlation).ok().map(|index| launches[index].1)
+            launches
+                .binary_search_by_key(&id, |(correlation, _)| *correlation)
+                .ok()
+                .map(|index| launches[index].1)
         });
         let step = launched.and_then(|at| {
             let next = steps.partition_point(|step| step.start_ns <= at);
@@ -340,7 +357,13 @@ fn devices(work: &[Work], in_operators: &[Interval], in_steps: &[Interval]) -> V
             });
             let mut gaps_ns: Vec<u64> = gaps.iter().map(|(start, end)| end.abs_diff(*start)).collect();
             gaps_ns.sort_unstable();
-            Device { device, busy_ns: length(&busy), gaps_ns, gap_in_operator_ns: length(&in_operator), gap_in_step_ns }
+            Device {
+                device,
+                busy_ns: length(&busy),
+                gaps_ns,
+                gap_in_operator_ns: length(&in_operator),
+                gap_in_step_ns,
+            }
         })
         .collect()
 }

@@ -119,7 +119,10 @@ mod tests {
         let facts = parse(INDEX);
         assert_eq!(facts.observed_s, Some(2.5));
         let window = &facts.windows[&(0, 0)];
-        assert_eq!((window.first_step, window.last_step, window.phase.as_deref()), (Some(40), Some(43), Some("warm-up")));
+        assert_eq!(
+            (window.first_step, window.last_step, window.phase.as_deref()),
+            (Some(40), Some(43), Some("warm-up"))
+        );
         let batch = [[Some(128), Some(0), Some(1)], [Some(0), Some(3), None], [None, Some(3), Some(3)]];
         assert_eq!(window.batch.as_deref(), Some(&batch[..]));
         assert_eq!(facts.windows[&(1, 0)].batch, None);
@@ -133,7 +136,10 @@ mod tests {
             join(&[39, 40, 41, 42, 43].map(step), facts).iter().map(KnownStep::kind).collect()
         };
         let unknown = StepKind::Unknown;
-        assert_eq!(kinds(facts.windows.get(&(0, 0))), [unknown, StepKind::Prefill, StepKind::Decode, unknown, unknown]);
+        assert_eq!(
+            kinds(facts.windows.get(&(0, 0))),
+            [unknown, StepKind::Prefill, StepKind::Decode, unknown, unknown]
+        );
         assert_eq!(kinds(facts.windows.get(&(1, 0))), [unknown; 5]);
         assert_eq!(kinds(None), [unknown; 5]);
     }

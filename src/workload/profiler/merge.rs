@@ -67,7 +67,9 @@ pub enum MergeError {
         error: io::Error,
     },
     /// Some have a base for their times and some have not.
-    #[error("the times cannot be aligned: {with} counts from baseTimeNanoseconds and {without} does not say from when")]
+    #[error(
+        "the times cannot be aligned: {with} counts from baseTimeNanoseconds and {without} does not say from when"
+    )]
     Base {
         /// One that has.
         with: String,
@@ -292,8 +294,11 @@ impl Writer<'_> {
 
     /// A cut trace has lost the names, which stand at the end; the rank must be seen all the same.
     fn name_the_nameless(&mut self) {
-        let nameless: Vec<i64> =
-            std::mem::take(&mut self.processes).into_iter().filter(|(_, named)| !named).map(|(pid, _)| pid).collect();
+        let nameless: Vec<i64> = std::mem::take(&mut self.processes)
+            .into_iter()
+            .filter(|(_, named)| !named)
+            .map(|(pid, _)| pid)
+            .collect();
         for pid in nameless {
             let name = process_name(self.rank, "", Some(&pid.rem_euclid(BLOCK).into()));
             let event = json!({"name": "process_name", "ph": "M", "ts": 0, "pid": pid, "tid": 0, "args": {"name": name}});

@@ -52,12 +52,18 @@ fn the_first_rank_keeps_its_numbers_and_no_other_shares_them() {
     let list = events(&document);
     let of = |rank: usize, index: usize| &list[rank * 11 + index];
     assert_eq!(list.len(), 22, "nine events and two names for the nameless of each rank");
-    assert_eq!((&of(0, 0)["pid"], &of(0, 0)["tid"], &of(0, 0)["args"]["correlation"]), (&json!(404), &json!(404), &json!(77)));
+    assert_eq!(
+        (&of(0, 0)["pid"], &of(0, 0)["tid"], &of(0, 0)["args"]["correlation"]),
+        (&json!(404), &json!(404), &json!(77))
+    );
     assert_eq!((&of(1, 0)["pid"], &of(1, 0)["tid"]), (&json!(10_000_404), &json!(10_000_404)));
     assert_eq!(of(1, 0)["args"]["correlation"], of(1, 2)["args"]["correlation"]);
     assert_eq!(of(1, 0)["args"]["correlation"], json!(IDS + 77));
     assert_eq!(of(1, 1)["id"], json!(IDS + 77));
-    assert_eq!((&of(1, 2)["pid"], &of(1, 2)["tid"], &of(1, 2)["args"]["stream"]), (&json!(10_000_000), &json!(10_000_007), &json!(7)));
+    assert_eq!(
+        (&of(1, 2)["pid"], &of(1, 2)["tid"], &of(1, 2)["args"]["stream"]),
+        (&json!(10_000_000), &json!(10_000_007), &json!(7))
+    );
     assert_eq!((&of(0, 3)["pid"], &of(1, 3)["pid"]), (&json!(9_999_999), &json!(19_999_999)));
     let places = |rank: usize| -> BTreeSet<String> {
         list[rank * 11..(rank + 1) * 11].iter().map(|e| format!("{} {}", e["pid"], e["tid"])).collect()
@@ -69,10 +75,16 @@ fn the_first_rank_keeps_its_numbers_and_no_other_shares_them() {
 fn names_say_the_rank_and_ranks_stand_one_below_the_other() {
     let document = merged(&[trace(None, &rank(404)), trace(None, &rank(500))]).unwrap();
     let list = events(&document);
-    let names: Vec<&str> =
-        list.iter().filter(|e| e["name"] == "process_name").map(|e| e["args"]["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> = list
+        .iter()
+        .filter(|e| e["name"] == "process_name")
+        .map(|e| e["args"]["name"].as_str().unwrap())
+        .collect();
     assert_eq!(names[0], "rank 0: VLLM::Worker [404]");
-    assert!(names.contains(&"rank 1: VLLM::Worker [500]") && names.contains(&"rank 1: process [0]"), "{names:?}");
+    assert!(
+        names.contains(&"rank 1: VLLM::Worker [500]") && names.contains(&"rank 1: process [0]"),
+        "{names:?}"
+    );
     let order: Vec<i64> = list
         .iter()
         .filter(|e| e["name"] == "process_sort_index")
@@ -99,7 +111,10 @@ fn times_are_aligned_by_their_bases_to_the_nanosecond() {
 fn the_metadata_lists_the_parts() {
     let document = merged(&[trace(Some(5), &rank(1)), trace(Some(5), &rank(2))]).unwrap();
     let parts = document["varcas_merged"].as_array().unwrap();
-    assert_eq!((&parts[1]["file"], &parts[1]["rank"], &parts[1]["events"]), (&json!("rank1.json"), &json!(1), &json!(9)));
+    assert_eq!(
+        (&parts[1]["file"], &parts[1]["rank"], &parts[1]["events"]),
+        (&json!("rank1.json"), &json!(1), &json!(9))
+    );
     assert_eq!(parts[0]["metadata"]["varcas_window"], "3");
     assert_eq!(document["deviceProperties"], json!([{"id": 0}]));
     assert_eq!(document["traceName"], "window-0003-merged.pt.trace.json");
@@ -127,7 +142,10 @@ fn a_full_disk_is_told() {
     }
     let text = trace(None, &rank(1));
     let open = || -> io::Result<Box<dyn Read>> { Ok(Box::new(Cursor::new(text.clone().into_bytes()))) };
-    let parts = [Part { file: "a".to_owned(), rank: 0, open: &open }, Part { file: "b".to_owned(), rank: 1, open: &open }];
+    let parts = [
+        Part { file: "a".to_owned(), rank: 0, open: &open },
+        Part { file: "b".to_owned(), rank: 1, open: &open },
+    ];
     assert!(matches!(merge(&parts, "m", &mut Full), Err(MergeError::Write(_))));
 }
 
@@ -135,7 +153,10 @@ fn a_full_disk_is_told() {
 fn the_same_rank_twice_is_refused() {
     let text = trace(None, &rank(1));
     let open = || -> io::Result<Box<dyn Read>> { Ok(Box::new(Cursor::new(text.clone().into_bytes()))) };
-    let parts = [Part { file: "a".to_owned(), rank: 0, open: &open }, Part { file: "b".to_owned(), rank: 0, open: &open }];
+    let parts = [
+        Part { file: "a".to_owned(), rank: 0, open: &open },
+        Part { file: "b".to_owned(), rank: 0, open: &open },
+    ];
     assert!(matches!(merge(&parts, "m", &mut Vec::new()), Err(MergeError::Nothing(_))));
 }
 
@@ -156,10 +177,12 @@ mod any {
     }
 
     fn event() -> impl Strategy<Value = Value> {
-        (scalar(), scalar(), scalar(), scalar(), scalar(), scalar()).prop_map(|(pid, tid, id, ts, link, name)| {
-            json!({"ph": "M", "name": "process_name", "pid": pid, "tid": tid, "id": id, "ts": ts,
+        (scalar(), scalar(), scalar(), scalar(), scalar(), scalar()).prop_map(
+            |(pid, tid, id, ts, link, name)| {
+                json!({"ph": "M", "name": "process_name", "pid": pid, "tid": tid, "id": id, "ts": ts,
                 "args": {"name": name, "correlation": link, "sort_index": link}})
-        })
+            },
+        )
     }
 
     proptest! {

@@ -430,9 +430,9 @@ impl<'de> Visitor<'de> for Loose {
 
     fn visit_str<E>(self, text: &str) -> Result<Scalar, E> {
         // FNV-1a: threads named by a text only have to be told apart.
-        let hash = text
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
         Ok(Scalar::Hash(hash.cast_signed()))
     }
 
@@ -504,9 +504,14 @@ mod tests {
 
     #[test]
     fn the_frame_is_insisted_on() {
-        for text in
-            ["{}", "[]", "{\"traceEvents\": [1]}", "{\"traceEvents\": {}}", "{\"traceEvents\": []} {", "{\"traceEvents\": []"]
-        {
+        for text in [
+            "{}",
+            "[]",
+            "{\"traceEvents\": [1]}",
+            "{\"traceEvents\": {}}",
+            "{\"traceEvents\": []} {",
+            "{\"traceEvents\": []",
+        ] {
             assert!(events(text).is_err(), "{text}");
         }
         assert!(events(r#"{"traceEvents": [], "traceEvents": []}"#).is_err());

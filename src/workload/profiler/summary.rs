@@ -5,7 +5,7 @@
 use super::analyse::{Device, NameTime, OTHER, WindowProfile, cut, ratio};
 use super::composition::{Facts, KnownStep, WindowFacts, join};
 use crate::event::profile::{
-    GpuProfile, Gaps, KernelShare, OperatorShare, ProfileSummary, Spread, StepGroup, StepKind,
+    Gaps, GpuProfile, KernelShare, OperatorShare, ProfileSummary, Spread, StepGroup, StepKind,
 };
 use hdrhistogram::Histogram;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -141,13 +141,21 @@ impl Aggregate {
             }
             for profile in &gpu {
                 for row in rows(profile) {
-                    table.add(&row.name, row.count, row.total_ns, row.total_ns, ratio(row.total_ns, profile.gpu_ns()));
+                    table.add(
+                        &row.name,
+                        row.count,
+                        row.total_ns,
+                        row.total_ns,
+                        ratio(row.total_ns, profile.gpu_ns()),
+                    );
                 }
             }
             table.close(gpu.len());
         }
-        let hosts: Vec<(&WindowProfile, u64)> =
-            group.iter().filter_map(|(_, p)| p.self_ns().filter(|sum| *sum > 0).map(|sum| (p, sum))).collect();
+        let hosts: Vec<(&WindowProfile, u64)> = group
+            .iter()
+            .filter_map(|(_, p)| p.self_ns().filter(|sum| *sum > 0).map(|sum| (p, sum)))
+            .collect();
         for (profile, sum) in &hosts {
             for row in &profile.operators {
                 let own = row.self_ns.unwrap_or(0);
@@ -376,7 +384,7 @@ impl GapSum {
             self.total_ns = self.total_ns.saturating_add(*gap);
             if let Some(lengths) = &mut self.lengths {
                 // It fails only for lack of memory, and the other figures do not need it.
-                drop(lengths.record(*gap));
+                let _ = lengths.record(*gap);
             }
         }
         self.in_operator_ns = self.in_operator_ns.saturating_add(device.gap_in_operator_ns);
@@ -441,7 +449,11 @@ impl StepSum {
         let [prefill, decode, requests] =
             self.batch.map(|(sum, known)| (known > 0).then(|| round(sum as f64 / known as f64)));
         // Some steps without GPU time among others would make the median one of a part.
-        let gpu_ms = if self.gpu_ns.len() == self.walls_ns.len() { ms(std::mem::take(&mut self.gpu_ns)) } else { None };
+        let gpu_ms = if self.gpu_ns.len() == self.walls_ns.len() {
+            ms(std::mem::take(&mut self.gpu_ns))
+        } else {
+            None
+        };
         StepGroup {
             kind,
             steps: self.steps,

@@ -12,7 +12,8 @@ fn operator(name: &str, total_ns: u64, self_ns: u64) -> OperatorTime {
 
 /// Kernels `a` and `b` of so many microseconds, on a GPU that was busy for both, in a window of 1 ms.
 fn window(a: u64, b: u64) -> WindowProfile {
-    let kernel_times = [row("a", 1, a * 1000), row("b", 1, b * 1000)].into_iter().filter(|r| r.total_ns > 0).collect();
+    let kernel_times =
+        [row("a", 1, a * 1000), row("b", 1, b * 1000)].into_iter().filter(|r| r.total_ns > 0).collect();
     WindowProfile {
         events: 10,
         kernels: 2,
@@ -45,7 +46,8 @@ fn of(list: Vec<(Place, WindowProfile)>, facts: Facts) -> ProfileSummary {
 #[test]
 fn shares_are_means_over_windows_with_their_spread() {
     // Shares of a: 0.5, 0.75, 1.0; a longer window does not weigh more.
-    let list = vec![(Some((0, 0)), window(50, 50)), (Some((0, 1)), window(75, 25)), (Some((0, 2)), window(400, 0))];
+    let list =
+        vec![(Some((0, 0)), window(50, 50)), (Some((0, 1)), window(75, 25)), (Some((0, 2)), window(400, 0))];
     let summary = of(list, Facts::default());
     assert_eq!((summary.windows, summary.traces, summary.ranks), (3, 3, Some(1)));
     let [a, b] = &summary.kernels[..] else { panic!("{:?}", summary.kernels) };
@@ -102,7 +104,8 @@ fn operators_are_ranked_by_self_time_and_by_total_time() {
 #[test]
 fn prefill_and_decode_are_told_apart_by_the_index() {
     let index = r#"{"event":"closed","rank":0,"pid":9,"t":4.0,"window":0,"first_step":40,"last_step":43,"batch":[[128,0,1],[0,3,3],[0,5,5]]}"#;
-    let steps = vec![step(40, 9_000_000, 7_000_000), step(41, 2_000_000, 1_000_000), step(42, 4_000_000, 3_000_000)];
+    let steps =
+        vec![step(40, 9_000_000, 7_000_000), step(41, 2_000_000, 1_000_000), step(42, 4_000_000, 3_000_000)];
     let profile = WindowProfile { steps, ..window(1, 1) };
     let other = WindowProfile { steps: vec![step(90, 5_000_000, 1)], ..window(1, 1) };
     // Rank 1 saw the same steps: they are not counted twice.
@@ -112,7 +115,10 @@ fn prefill_and_decode_are_told_apart_by_the_index() {
     let [prefill, decode, unknown] = &summary.step_groups[..] else { panic!("{:?}", summary.step_groups) };
     assert_eq!((prefill.kind, prefill.steps, prefill.windows), (StepKind::Prefill, 1, 1));
     assert_eq!((prefill.wall_ms, prefill.gpu_ms, prefill.prefill_tokens), (9.0, Some(7.0), Some(128.0)));
-    assert_eq!((decode.kind, decode.steps, decode.wall_ms, decode.gpu_ms), (StepKind::Decode, 2, 2.0, Some(1.0)));
+    assert_eq!(
+        (decode.kind, decode.steps, decode.wall_ms, decode.gpu_ms),
+        (StepKind::Decode, 2, 2.0, Some(1.0))
+    );
     assert_eq!((decode.decode_tokens, decode.requests), (Some(4.0), Some(4.0)));
     assert_eq!((unknown.kind, unknown.steps, unknown.decode_tokens), (StepKind::Unknown, 1, None));
 }
@@ -142,8 +148,13 @@ fn no_trace_gives_no_summary() {
 #[test]
 fn a_summary_survives_being_written_and_read_to_the_last_digit() {
     let list = (0..7).map(|n| (Some((0, n)), window(7 + u64::from(n) * 13, 11))).collect();
-    let summary = of(list, composition::parse(r#"{"event":"opened","rank":0,"window":0,"t":1795500000.123}
-{"event":"closed","rank":0,"window":0,"t":1795500100.456}"#));
+    let summary = of(
+        list,
+        composition::parse(
+            r#"{"event":"opened","rank":0,"window":0,"t":1795500000.123}
+{"event":"closed","rank":0,"window":0,"t":1795500100.456}"#,
+        ),
+    );
     let text = serde_json::to_string(&summary).unwrap();
     let again: ProfileSummary = serde_json::from_str(&text).unwrap();
     assert_eq!(again, summary);

@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn the_order_of_the_file_does_not_matter() {
-        let mut calls = vec![call(0, 0, 0, 100), call(0, 1, 0, 40), call(0, 2, 40, 100), call(0, 1, 120, 130)];
+        let mut calls =
+            vec![call(0, 0, 0, 100), call(0, 1, 0, 40), call(0, 2, 40, 100), call(0, 1, 120, 130)];
         let expected = (vec![0, 50, 60], vec![(0, 100), (120, 130)]);
         assert_eq!(self_times(calls.clone(), 3), expected);
         calls.reverse();

@@ -183,7 +183,10 @@ fn beyond_a_limit_a_figure_is_unknown_and_the_others_stand() {
     assert_eq!((few_calls.self_ns(), few_calls.notes.len()), (None, 1));
     assert_eq!(few_calls.steps, whole.steps);
     let few_work = tight(99, 3, 99);
-    assert_eq!((few_work.devices.clone(), few_work.busy_share(), few_work.unattributed_ns), (None, None, None));
+    assert_eq!(
+        (few_work.devices.clone(), few_work.busy_share(), few_work.unattributed_ns),
+        (None, None, None)
+    );
     assert_eq!(few_work.steps[0].gpu_ns, None);
     assert_eq!(few_work.kernel_times, whole.kernel_times);
     assert_eq!(few_work.operators, whole.operators);
@@ -196,7 +199,10 @@ fn quantiles_are_values_that_occurred() {
     assert_eq!(quantile(&[], 0.5), None);
     assert_eq!(quantile(&[7], 0.99), Some(7));
     let hundred: Vec<u64> = (1..=100).collect();
-    assert_eq!((quantile(&hundred, 0.5), quantile(&hundred, 0.99), quantile(&hundred, 1.0)), (Some(50), Some(99), Some(100)));
+    assert_eq!(
+        (quantile(&hundred, 0.5), quantile(&hundred, 0.99), quantile(&hundred, 1.0)),
+        (Some(50), Some(99), Some(100))
+    );
 }
 
 mod any {
@@ -216,8 +222,15 @@ mod any {
     }
 
     fn event() -> impl Strategy<Value = serde_json::Value> {
-        const CATS: &[&str] =
-            &["cpu_op", "kernel", "gpu_memcpy", "cuda_runtime", "user_annotation", "Trace", "python_function"];
+        const CATS: &[&str] = &[
+            "cpu_op",
+            "kernel",
+            "gpu_memcpy",
+            "cuda_runtime",
+            "user_annotation",
+            "Trace",
+            "python_function",
+        ];
         const NAMES: &[&str] = &["a", "b", "ProfilerStep#1", "ProfilerStep#2", "ProfilerStep#x"];
         (
             proptest::sample::select(CATS),
