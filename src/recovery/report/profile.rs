@@ -15,15 +15,16 @@ pub fn section(out: &mut String, profile: &ProfileSummary) -> Result {
     };
     writeln!(
         out,
-        "{}{ranks}, {} and {} {}. All figures below speak of these windows only; {}.\n",
+        "{}{ranks}, {} and {} {}. All figures below speak of {} only; {}.\n",
         plural(profile.traces.into(), "trace"),
         plural(profile.steps, "engine step"),
         plural(profile.events, "event"),
         profile.sample(),
+        if profile.windows == 1 { "this window" } else { "these windows" },
         confidence(profile.windows),
     )?;
     match &profile.gpu {
-        Some(gpu) => gpu_section(out, gpu)?,
+        Some(gpu) => gpu_section(out, gpu, profile.windows)?,
         None => writeln!(out, "No GPU work was recorded: operators and steps only.\n")?,
     }
     steps(out, &profile.step_groups)?;
@@ -39,8 +40,16 @@ pub fn section(out: &mut String, profile: &ProfileSummary) -> Result {
     Ok(())
 }
 
-fn gpu_section(out: &mut String, gpu: &GpuProfile) -> Result {
+fn gpu_section(out: &mut String, gpu: &GpuProfile, windows: u32) -> Result {
     match &gpu.busy {
+        Some(busy) if busy.windows < windows => {
+            writeln!(
+                out,
+                "GPU busy for {} of a window, in the {} with GPU work.",
+                spread(busy),
+                busy.windows
+            )?;
+        }
         Some(busy) => writeln!(out, "GPU busy for {} of a window.", spread(busy))?,
         None => writeln!(out, "The busy share of the GPU is not known.")?,
     }

@@ -9,17 +9,15 @@ fn trace(base: Option<i64>, events: &Value) -> String {
     document.to_string()
 }
 
+fn opener(text: String) -> impl Fn() -> io::Result<Box<dyn Read>> {
+    move || Ok(Box::new(Cursor::new(text.clone().into_bytes())))
+}
+
 fn merged(texts: &[String]) -> Result<Value, MergeError> {
-    let openers: Vec<Box<dyn Fn() -> io::Result<Box<dyn Read>>>> = texts
-        .iter()
-        .cloned()
-        .map(|text| -> Box<dyn Fn() -> io::Result<Box<dyn Read>>> {
-            Box::new(move || Ok(Box::new(Cursor::new(text.clone().into_bytes()))))
-        })
-        .collect();
+    let openers: Vec<_> = texts.iter().cloned().map(opener).collect();
     let parts: Vec<Part<'_>> = (0..)
         .zip(&openers)
-        .map(|(rank, open)| Part { file: format!("rank{rank}.json"), rank, open: open.as_ref() })
+        .map(|(rank, open)| Part { file: format!("rank{rank}.json"), rank, open })
         .collect();
     let mut out = Vec::new();
     merge(&parts, "window-0003-merged.pt.trace.json", &mut out)?;
@@ -141,7 +139,7 @@ fn a_full_disk_is_told() {
         }
     }
     let text = trace(None, &rank(1));
-    let open = || -> io::Result<Box<dyn Read>> { Ok(Box::new(Cursor::new(text.clone().into_bytes()))) };
+    let open = opener(text);
     let parts = [
         Part { file: "a".to_owned(), rank: 0, open: &open },
         Part { file: "b".to_owned(), rank: 1, open: &open },
@@ -152,7 +150,7 @@ fn a_full_disk_is_told() {
 #[test]
 fn the_same_rank_twice_is_refused() {
     let text = trace(None, &rank(1));
-    let open = || -> io::Result<Box<dyn Read>> { Ok(Box::new(Cursor::new(text.clone().into_bytes()))) };
+    let open = opener(text);
     let parts = [
         Part { file: "a".to_owned(), rank: 0, open: &open },
         Part { file: "b".to_owned(), rank: 0, open: &open },

@@ -84,7 +84,7 @@ fn every_number_of_two_steps_is_as_computed_by_hand() {
     );
     assert_eq!(profile.self_ns(), Some(80_000));
     // Busy: 20..80, 90..95, 205..255. Gaps: 80..90, 95..205.
-    let [device] = &profile.devices.as_deref().unwrap()[..] else { panic!("{:?}", profile.devices) };
+    let [device] = profile.devices.as_deref().unwrap() else { panic!("{:?}", profile.devices) };
     assert_eq!((device.device, device.busy_ns), (0, 115_000));
     assert_eq!(device.gaps_ns, [10_000, 110_000]);
     // Within the gaps: the operator 110..130; of the steps 80..90, 95..200, less that operator.
