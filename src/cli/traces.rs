@@ -95,9 +95,17 @@ fn folder(path: &Path) -> Result<PathBuf, Failure> {
     Ok(if traces.is_dir() { traces } else { path.to_owned() })
 }
 
+/// What `--json` prints.
+#[derive(serde::Serialize)]
+struct Output<'a> {
+    folder: &'a Path,
+    #[serde(flatten)]
+    found: &'a Survey,
+}
+
 fn json(folder: &Path, found: &Survey) -> Result<String, Failure> {
-    let value = serde_json::json!({"folder": folder, "traces": found.traces, "profile": found.profile});
-    let mut text = serde_json::to_string_pretty(&value).context("write the result as JSON")?;
+    let mut text =
+        serde_json::to_string_pretty(&Output { folder, found }).context("write the result as JSON")?;
     text.push('\n');
     Ok(text)
 }
