@@ -151,6 +151,7 @@ impl Machine {
             | EventKind::SignalSent { .. }
             | EventKind::KeeperStarted { .. }
             | EventKind::Trouble { .. }
+            | EventKind::Profiled(_)
             | EventKind::GuardDied { .. } => {}
             EventKind::ProcessSeen { proc, ppid, comm } => self.family.seen(*proc, *ppid, comm),
             EventKind::Window(line) => {

@@ -1,6 +1,7 @@
 //! `report.md`: what a tired person reads at 7:00. Outcome first, then what to do, then the details.
 
 use super::model::{Attempt, Report};
+use super::profile;
 use crate::event::{BenchSummary, Leftover, Phase, Severity};
 use crate::time::human;
 use std::fmt::Write;
@@ -48,6 +49,11 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         benchmark(out, bench)?;
     }
     traces(out, report)?;
+    let counts = report.attempts.iter().find(|attempt| Some(attempt.number) == report.counts);
+    if let Some(profile) = counts.and_then(|attempt| attempt.profile.as_ref()) {
+        writeln!(out, "## What the windows saw\n")?;
+        profile::section(out, profile)?;
+    }
     writeln!(out, "## Attempts\n")?;
     for attempt in &report.attempts {
         attempt_section(out, attempt)?;

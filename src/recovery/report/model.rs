@@ -6,7 +6,8 @@
 use crate::config::Plan;
 use crate::event::{
     BenchSummary, Check, Ending, Event, EventKind, Evidence, ExitHow, Leftover, Outcome, Phase, ProcId,
-    Reading, SavedTrace, ServerFacts, Severity, Trace, WindowEvent, signal_name, words::sentence,
+    ProfileSummary, Reading, SavedTrace, ServerFacts, Severity, Trace, WindowEvent, signal_name,
+    words::sentence,
 };
 use crate::time::secs;
 use serde::{Deserialize, Serialize};
@@ -92,6 +93,9 @@ pub struct Attempt {
     pub traces: Vec<Trace>,
     /// Files in the trace folder that are no complete traces.
     pub trace_problems: Vec<String>,
+    /// What the complete traces show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Box<ProfileSummary>>,
     /// What was saved of halves.
     #[serde(default)]
     pub saved: Vec<SavedTrace>,
@@ -277,6 +281,7 @@ fn attempt(number: u32, events: &[&Event]) -> Attempt {
         benchmark: None,
         traces: Vec::new(),
         trace_problems: Vec::new(),
+        profile: None,
         findings: Vec::new(),
         evidence: Vec::new(),
         saved: Vec::new(),
@@ -329,6 +334,7 @@ fn attempt(number: u32, events: &[&Event]) -> Attempt {
             EventKind::EvidenceSaved { items } => out.evidence.clone_from(items),
             EventKind::Window(line) => window(&mut out.windows, &line.what),
             EventKind::LoadFinished { summary } => out.benchmark = Some((**summary).clone()),
+            EventKind::Profiled(profile) => out.profile = Some(profile.clone()),
             EventKind::TracesCollected { traces, problems, saved } => {
                 out.saved.clone_from(saved);
                 out.traces.clone_from(traces);
