@@ -2,7 +2,7 @@
 //! ordinary member.
 //!
 //! One member, because browsers and older Perfettos refuse or cut a gzip of several. libdeflate only makes whole streams, so
-//! [`seam`] finds where each can be opened again.
+//! `seam` finds where each can be opened again.
 
 mod seam;
 
