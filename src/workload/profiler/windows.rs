@@ -8,12 +8,11 @@ use super::composition;
 use super::merge::MERGED;
 use super::read::read;
 use super::summary::Aggregate;
-use crate::event::{ProfileSummary, Trace, WindowEvent, WindowLine};
 #[cfg(doc)]
 use crate::event::Phase;
-use flate2::Compression;
+use crate::event::{ProfileSummary, Trace, WindowEvent, WindowLine};
+use crate::gz::{self, GzipWriter};
 use flate2::bufread::MultiGzDecoder;
-use flate2::write::GzEncoder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -32,8 +31,8 @@ const PLAIN: &str = ".pt.trace.json";
 const PACKED: &str = ".pt.trace.json.gz";
 /// End of the names of what the salvage made.
 const SALVAGED: &str = ".salvaged.pt.trace.json.gz";
-/// On an H100 trace, levels above this cost twice the time for a few per cent.
-const LEVEL: u32 = 4;
+/// Reading a window keeps one core busy, compressing it a little more than one; more would only disturb.
+const MOST_WORKERS: usize = 2;
 const CHUNK: usize = 256 * 1024;
 
 /// One line of the index. `None` for a torn line and for an event this version does not know; neither is an error.
@@ -343,17 +342,17 @@ impl Read for Tee {
 }
 
 enum Sink {
-    Good(Box<GzEncoder<BufWriter<File>>>),
+    Good(Box<GzipWriter<BufWriter<File>>>),
     Bad(io::Error),
 }
 
 impl Sink {
     fn open(path: &Path) -> Self {
-        match File::create(path) {
-            Ok(file) => Self::Good(Box::new(GzEncoder::new(
-                BufWriter::with_capacity(CHUNK, file),
-                Compression::new(LEVEL),
-            ))),
+        let workers = gz::workers().min(MOST_WORKERS);
+        let opened = File::create(path)
+            .and_then(|file| GzipWriter::new(BufWriter::with_capacity(CHUNK, file), gz::LEVEL, workers));
+        match opened {
+            Ok(encoder) => Self::Good(Box::new(encoder)),
             Err(error) => Self::Bad(error),
         }
     }
