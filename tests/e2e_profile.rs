@@ -1,5 +1,4 @@
 //! The profile of a whole run against the simulator: in the journal, in both reports, and computed afresh from the files.
-#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 
