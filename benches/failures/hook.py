@@ -37,19 +37,37 @@ def _device_assert():
     table[torch.tensor([1 << 20], device="cuda")].sum().item()
 
 
+class _Far:
+    """The memory of a small tensor, said to be a terabyte long."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        self.__cuda_array_interface__ = {
+            "shape": (1 << 38,), "typestr": "<f4", "data": (tensor.data_ptr(), False), "version": 2}
+
+
 def _illegal_access():
     import torch
 
-    far = torch.zeros(8, device="cuda").as_strided((1,), (1,), 1 << 38)
-    (far + 1).sum().item()
+    far = torch.as_tensor(_Far(torch.zeros(8, device="cuda")), device="cuda")
+    (far[-64:] + 1).sum().item()
+
+
+def _limit(gib):
+    """No more than this, so that others on the same GPU have theirs."""
+    import torch
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(gib * (1 << 30) / total)
 
 
 def _oom():
     import torch
 
+    _limit(torch.cuda.memory_reserved() / (1 << 30) + 3)
     hold = []
     while True:
-        hold.append(torch.empty(1 << 31, dtype=torch.uint8, device="cuda"))
+        hold.append(torch.empty(1 << 30, dtype=torch.uint8, device="cuda"))
 
 
 STEPS = {"segfault": _segfault, "abort": _abort, "raise": _raise, "loop": _loop, "device-assert": _device_assert,
@@ -68,6 +86,27 @@ def _wrap(worker, fault):
     worker.execute_model = execute_model
 
 
+def _at_load(worker):
+    inner = worker.load_model
+
+    def load_model(self, *args, **kwargs):
+        import torch
+
+        if WHAT == "oom-at-load":
+            _limit(1)
+        else:
+            begin = torch.cuda.graph.__enter__
+
+            def enter(graph):
+                begin(graph)
+                torch.ones(1, device="cuda").sum().item()
+
+            torch.cuda.graph.__enter__ = enter
+        return inner(self, *args, **kwargs)
+
+    worker.load_model = load_model
+
+
 def _watch():
     """Wraps the worker's class as soon as somebody has imported it."""
     done = set()
@@ -76,7 +115,9 @@ def _watch():
             worker = getattr(sys.modules.get(module), name, None)
             if worker is not None and module not in done and "execute_model" in vars(worker):
                 done.add(module)
-                if WHAT == "raise-at-start":
+                if WHAT in ("oom-at-load", "capture"):
+                    _at_load(worker)
+                elif WHAT == "raise-at-start":
                     def load_model(self, *args, **kwargs):
                         raise IndexError("no layer of this name in the checkpoint's index")
                     worker.load_model = load_model
