@@ -3,6 +3,8 @@
 pub mod backoff;
 pub mod causes;
 pub mod evidence;
+pub mod mitigation;
+pub mod policy;
 pub mod report;
 pub mod salvage;
 pub mod verdict;

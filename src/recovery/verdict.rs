@@ -400,7 +400,9 @@ fn peer(cause: &str) -> bool {
 
 fn outcome_of_log(reading: &lines::Reading<'_>, findings: &[Finding]) -> Outcome {
     let cause = causes::of(&reading.cause);
-    if cause.fixed || cause.outcome == Outcome::Success {
+    // Who is refused memory says so and ends by itself; who is killed for it does not.
+    let refused = reading.decisive.is_some_and(|finding| finding.rule == "host-alloc");
+    if cause.fixed && !refused || cause.outcome == Outcome::Success {
         return cause.outcome;
     }
     let said = |words: &str| findings.iter().any(|finding| finding.text.contains(words));
