@@ -65,7 +65,14 @@ impl Inquiry {
     /// Hears a fact, or a conclusion about a standstill.
     pub fn hear(&mut self, phase: Phase, kind: &EventKind) {
         match kind {
-            EventKind::Finding(finding) if self.findings.len() < MAX_FINDINGS => self.findings.push(finding.clone()),
+            EventKind::Finding(finding) if self.findings.len() < MAX_FINDINGS => {
+                let mut finding = finding.clone();
+                // Once the guard has killed, a line about killing tells of that.
+                if !self.struck.is_empty() && (finding.cause == KILLED || lines::is_guess(&finding)) {
+                    finding.gravity = finding.gravity.min(Gravity::Consequence);
+                }
+                self.findings.push(finding);
+            }
             EventKind::Clue(clue) => self.clues.push(clue.clone()),
             EventKind::ProcessExited { proc, comm, how, main } => {
                 let (proc, comm, how, main) = (*proc, comm.clone(), *how, *main);
@@ -209,18 +216,27 @@ impl Inquiry {
         if let Some(found) = self.by_words(ending) {
             return found;
         }
-        if let Some(death) = self.deaths.iter().find(|d| !self.struck.contains(&d.proc) && d.phase != Phase::Draining)
+        if let Some(death) = self.unprovoked().next()
             && let Some(found) = self.death(death, log)
         {
             return found;
         }
-        if ending.outcome == Outcome::StartupFailure && self.deaths.is_empty() && !log.dead {
+        if ending.outcome == Outcome::StartupFailure && self.unprovoked().next().is_none() && !log.dead {
             return Found::new("startup-timeout", Confidence::Certain, None);
         }
         if ending.outcome == Outcome::Degraded {
             return self.degraded(log);
         }
-        by_log(Confidence::Weak)
+        // Something failed, whatever the log thinks of itself.
+        match causes::of(&log.cause).outcome {
+            Outcome::Success => Found::new(UNDETERMINED, Confidence::Weak, None),
+            _ => by_log(Confidence::Weak),
+        }
+    }
+
+    /// Deaths that nobody of ours brought about.
+    fn unprovoked(&self) -> impl Iterator<Item = &Death> {
+        self.deaths.iter().filter(|death| !self.struck.contains(&death.proc) && death.phase != Phase::Draining)
     }
 
     fn refusal(&self) -> Found {
@@ -263,7 +279,7 @@ impl Inquiry {
         {
             return Some(Found::new("disk-full", Confidence::Certain, Some(said("windows.jsonl", error))));
         }
-        let error = self.spawn_error.as_ref().filter(|_| self.deaths.is_empty())?;
+        let error = self.spawn_error.as_ref().filter(|_| self.unprovoked().next().is_none())?;
         let cause = [(ENOSPC, "disk-full"), ("Too many open files", "too-many-open-files")]
             .iter()
             .find(|(words, _)| error.contains(words))
@@ -351,7 +367,7 @@ impl Inquiry {
                 verdict.contradicts.push(words);
             }
         }
-        for death in self.deaths.iter().filter(|death| !self.struck.contains(&death.proc)) {
+        for death in self.unprovoked() {
             verdict.supports.push(format!("{} ({}) ended with {}", death.comm, death.proc, death.how));
         }
         if let Some(suspicion) = self.suspicion.as_ref().filter(|_| verdict.outcome == Outcome::Hang) {
@@ -385,7 +401,7 @@ impl Inquiry {
             let why = "another source knows better than the log".to_owned();
             verdict.ruled_out.push(RuledOut { cause: log.cause.clone(), why });
         }
-        if verdict.cause != "host-oom" && self.deaths.iter().any(|d| matches!(d.how, ExitHow::Signal { signal: 9, .. }))
+        if verdict.cause != "host-oom" && self.unprovoked().any(|d| matches!(d.how, ExitHow::Signal { signal: 9, .. }))
         {
             let why = "neither the kernel nor the control group counted a kill for want of memory".to_owned();
             verdict.ruled_out.push(RuledOut { cause: "host-oom".to_owned(), why });
