@@ -428,10 +428,11 @@ fn outcome_of_log(reading: &lines::Reading<'_>, findings: &[Finding]) -> Outcome
     let later = ["encountered a fatal error", "EngineDeadError", "output_handler failed", "is already dead"];
     if ready {
         // What stops the start of a server loses only requests of one that runs.
-        return if reading.dead && cause.outcome != Outcome::Degraded { Outcome::Crash } else { match cause.outcome {
-            Outcome::StartupFailure if reading.dead => Outcome::Crash,
+        return match cause.outcome {
+            _ if reading.dead => Outcome::Crash,
+            Outcome::StartupFailure => Outcome::Degraded,
             other => other,
-        }};
+        };
     }
     if never.iter().any(|words| said(words)) {
         return Outcome::StartupFailure;

@@ -50,11 +50,12 @@ pub fn read(findings: &[Finding]) -> Reading<'_> {
     let dead = counts.iter().any(|f| f.gravity == Gravity::Fatal);
     if let Some(root) = root(&counts, dead) {
         let confidence = match root.gravity {
-            Gravity::Fatal if is_guess(root) => Confidence::Likely,
+            Gravity::Fatal if is_guess(root) || root.cause == Finding::ENGINE_DEAD => Confidence::Likely,
             Gravity::Fatal => Confidence::Certain,
             _ => Confidence::Likely,
         };
-        return Reading { cause: root.cause.clone(), decisive: Some(root), confidence, dead };
+        let cause = if root.cause == Finding::ENGINE_DEAD { KILLED } else { root.cause.as_str() };
+        return Reading { cause: cause.to_owned(), decisive: Some(root), confidence, dead };
     }
     if dead {
         return silent(&counts);
@@ -103,8 +104,12 @@ fn root<'a>(counts: &[&'a Finding], dead: bool) -> Option<&'a Finding> {
             && !(dead && BESIDE.contains(&finding.cause.as_str()))
             && !(dead && finding.rule == "module-missing" && is_old_news(finding, counts))
     });
-    // Who passes an exception on repeats it; whoever raised it may be read later, for several processes share the log.
-    let repeats = |finding: &&Finding| finding.text.contains("Worker failed with error '");
+    // Who passes an exception on repeats it; whoever raised it may be read later, for several processes share the log. And
+    // the line of code that raises it is shown before it, with the message's gaps still open.
+    let repeats = |finding: &&Finding| {
+        finding.text.contains("Worker failed with error '")
+            || finding.text.contains("raise ") && ["(f\"", "(f'"].iter().any(|f| finding.text.contains(f))
+    };
     let first = fatal
         .clone()
         .find(|f| !repeats(f))
@@ -118,8 +123,29 @@ fn root<'a>(counts: &[&'a Finding], dead: bool) -> Option<&'a Finding> {
             None => break,
         }
     }
+    if let Some(gone) = silent_peer(root, counts) {
+        return Some(gone);
+    }
     // Of several lines of one cause the first that was not merely passed on.
     all().filter(|f| f.cause == root.cause && f.gravity == root.gravity).find(|f| !repeats(f)).or(Some(root))
+}
+
+/// A rank complains that its peer is gone, and that peer died without a word: the death explains the complaint.
+fn silent_peer<'a>(root: &Finding, counts: &[&'a Finding]) -> Option<&'a Finding> {
+    const GONE: [&str; 4] = ["closed by peer", "reset by peer", "remote process exited", "ncclRemoteError"];
+    if root.cause != "nccl-error" || !GONE.iter().any(|words| root.text.contains(words)) {
+        return None;
+    }
+    let spoke = |rank: &str| {
+        let names = [format!("(Worker_TP{rank} "), format!("(VllmWorker-{rank} "), format!("(VllmWorker rank={rank} ")];
+        counts.iter().any(|f| names.iter().any(|name| f.text.contains(name.as_str())))
+    };
+    counts.iter().copied().find(|f| {
+        let rank = f.text.split_once("Worker proc ").and_then(|(_, rest)| rest.split(' ').next()).map(|name| {
+            name.chars().rev().take_while(char::is_ascii_digit).collect::<Vec<_>>().into_iter().rev().collect::<String>()
+        });
+        f.rule == "worker-died" && rank.is_some_and(|rank| !rank.is_empty() && !spoke(&rank))
+    })
 }
 
 /// Optional modules are looked for in vain long before the engine fails of something else.
