@@ -43,10 +43,10 @@ const LOG_PATIENCE: Duration = Duration::from_secs(5);
 /// this much later than the cause.
 const SYMPTOM_DELAY: Duration = Duration::from_secs(2);
 
-/// What does not change during a run.
-#[derive(Debug)]
+/// What does not change during an attempt.
+#[derive(Debug, Clone)]
 pub struct Run {
-    /// Everything that was asked for.
+    /// Everything that was asked for, and what was changed for this attempt.
     pub plan: Plan,
     /// Where it goes.
     pub dir: RunDir,
@@ -69,6 +69,8 @@ pub struct Performer {
     /// The level to which GPU memory must come back, read before anything is started.
     gpu_before: Arc<std::sync::Mutex<Vec<(u32, u64)>>>,
     phase: watch::Sender<Phase>,
+    /// The phase in which the server wrote what is read now: what it said last is read while it is being killed.
+    log_phase: watch::Sender<Phase>,
     attempt: Option<Attempt>,
     number: u32,
 }
@@ -132,6 +134,7 @@ impl Performer {
             server: ServerFacts::default(),
             gpu_before: Arc::default(),
             phase: watch::channel(Phase::Preflight).0,
+            log_phase: watch::channel(Phase::Preflight).0,
             attempt: None,
             number: 0,
         })
@@ -192,6 +195,9 @@ impl Performer {
             Action::KillAll => self.kill_all(),
             Action::Drain => self.drain(),
             Action::CollectTraces => self.collect(),
+            Action::UsePlan(plan) => {
+                self.run = Arc::new(Run { plan: *plan, ..Run::clone(&self.run) });
+            }
             Action::DrawBackoff => {
                 self.say(EventKind::BackoffDrawn { delay: backoff::delay(&self.run.plan.backoff, number) });
             }
@@ -200,6 +206,9 @@ impl Performer {
 
     /// Is told after every fact.
     pub fn phase(&self, phase: Phase) {
+        if phase != Phase::Draining {
+            self.log_phase.send_replace(phase);
+        }
         if self.phase.send_if_modified(|now| std::mem::replace(now, phase) != phase)
             && let Some(attempt) = &self.attempt
         {
@@ -313,7 +322,7 @@ impl Performer {
         };
         let rules = Arc::clone(&run.rules);
         let log_watch =
-            match LogWatch::spawn(dir.server_log(), rules, self.phase.subscribe(), self.facts.clone()) {
+            match LogWatch::spawn(dir.server_log(), rules, self.log_phase.subscribe(), self.facts.clone()) {
                 Ok(watch) => Some(watch),
                 Err(error) => {
                     self.say(EventKind::Trouble {

@@ -5,9 +5,9 @@
 
 use crate::config::Plan;
 use crate::event::{
-    BenchSummary, Check, Ending, Event, EventKind, Evidence, ExitHow, Leftover, Outcome, Phase, ProcId,
-    ProfileSummary, Reading, SavedTrace, ServerFacts, Severity, Trace, WindowEvent, signal_name,
-    words::sentence,
+    BenchSummary, Check, Ending, Event, EventKind, Evidence, ExitHow, Leftover, Mitigation, Outcome, Phase,
+    ProcId, ProfileSummary, Reading, SavedTrace, ServerFacts, Severity, Trace, Verdict, WindowEvent,
+    signal_name, words::sentence,
 };
 use crate::time::secs;
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,9 @@ pub struct Report {
     pub benchmark: Option<BenchSummary>,
     /// The traces of that attempt.
     pub traces: Vec<Trace>,
+    /// Settings that were changed for that attempt: its numbers were measured under them.
+    #[serde(default)]
+    pub mitigations: Vec<Mitigation>,
     /// What outlived the run. Empty is the promise.
     pub left_behind: Vec<Leftover>,
     /// Every attempt.
@@ -74,6 +77,12 @@ pub struct Attempt {
     pub number: u32,
     /// How it ended; none when the guard died in the middle of it.
     pub ending: Option<Ending>,
+    /// What it failed of.
+    #[serde(default)]
+    pub verdict: Option<Verdict>,
+    /// Settings that were changed for it, because of what the attempts before it failed of.
+    #[serde(default)]
+    pub mitigations: Vec<Mitigation>,
     /// From its first to its last event.
     #[serde(with = "secs")]
     pub duration_s: Duration,
@@ -190,6 +199,7 @@ pub fn build(events: &[Event]) -> Report {
         counts: None,
         benchmark: None,
         traces: Vec::new(),
+        mitigations: Vec::new(),
         left_behind: Vec::new(),
         attempts: Vec::new(),
         troubles: Vec::new(),
@@ -201,7 +211,10 @@ pub fn build(events: &[Event]) -> Report {
     numbers.remove(&0);
     for number in numbers {
         let of_attempt: Vec<&Event> = events.iter().filter(|event| event.attempt == number).collect();
-        report.attempts.push(attempt(number, &of_attempt));
+        let mut attempt = attempt(number, &of_attempt);
+        // Decided at the end of the attempt before.
+        attempt.mitigations = mitigations(events, number);
+        report.attempts.push(attempt);
     }
     for event in events {
         run_level(&mut report, event);
@@ -219,12 +232,24 @@ pub fn build(events: &[Event]) -> Report {
         report.counts = Some(attempt.number);
         report.benchmark.clone_from(&attempt.benchmark);
         report.traces.clone_from(&attempt.traces);
+        report.mitigations.clone_from(&attempt.mitigations);
     }
     // Only what the last attempt left can still be there: each preflight looks for what the ones before it left.
     if let Some(last) = report.attempts.last() {
         report.left_behind.clone_from(&last.left_behind);
     }
     report
+}
+
+fn mitigations(events: &[Event], number: u32) -> Vec<Mitigation> {
+    events
+        .iter()
+        .filter(|event| event.attempt + 1 == number)
+        .find_map(|event| match &event.kind {
+            EventKind::Mitigated { changes } => Some(changes.clone()),
+            _ => None,
+        })
+        .unwrap_or_default()
 }
 
 fn run_level(report: &mut Report, event: &Event) {
@@ -272,6 +297,8 @@ fn attempt(number: u32, events: &[&Event]) -> Attempt {
     let mut out = Attempt {
         number,
         ending: None,
+        verdict: None,
+        mitigations: Vec::new(),
         duration_s: end.saturating_sub(begin),
         phases: Vec::new(),
         checks: Vec::new(),
@@ -301,6 +328,7 @@ fn attempt(number: u32, events: &[&Event]) -> Attempt {
             EventKind::AttemptEnding(ending) | EventKind::AttemptEnded(ending) => {
                 out.ending = Some(ending.clone())
             }
+            EventKind::Judged { verdict } => out.verdict = Some((**verdict).clone()),
             EventKind::PreflightFinished { checks, .. } => {
                 out.checks = checks.iter().filter(|check| check.severity > Severity::Ok).cloned().collect();
             }
