@@ -178,7 +178,8 @@ fn the_right_change_makes_the_second_attempt_succeed() {
                 let change = changes.iter().find(is).unwrap_or_else(|| panic!("{setting}: {changes:?}"));
                 assert_eq!(change["to"].as_str(), to, "{change}");
                 let before_use = done.events().iter().any(|event| {
-                    event.attempt == 1 && matches!(&event.kind, EventKind::Mitigated { changes } if !changes.is_empty())
+                    event.attempt == 1
+                        && matches!(&event.kind, EventKind::Mitigated { changes } if !changes.is_empty())
                 });
                 assert!(before_use, "{}", done.told());
             }
@@ -211,7 +212,10 @@ fn what_no_retry_can_cure_stops_at_once_with_93() {
         assert_eq!(done.code, Some(93), "{crash}: {}", done.told());
         assert_eq!(outcomes(&done), [Outcome::StartupFailure], "{crash}: {}", done.told());
         let report = done.report();
-        assert_eq!((&report["exit_code"], &report["attempts"][0]["verdict"]["cause"]), (&json!(93), &json!(cause)));
+        assert_eq!(
+            (&report["exit_code"], &report["attempts"][0]["verdict"]["cause"]),
+            (&json!(93), &json!(cause))
+        );
         done.assert_nothing_left(&place);
         done.assert_replays(&place);
     }

@@ -8,8 +8,8 @@ pub mod lines;
 
 use super::causes::{self, GRACEFUL, HEALTHY, KILLED, UNDETERMINED};
 use crate::event::{
-    BenchSummary, Check, Clue, Confidence, Ending, EventKind, ExitHow, Finding, Gravity, HangKind, Outcome, Phase,
-    ProcId, Quote, Reading, RuledOut, Severity, Suspicion, SuspicionStep, Verdict, WindowEvent,
+    BenchSummary, Check, Clue, Confidence, Ending, EventKind, ExitHow, Finding, Gravity, HangKind, Outcome,
+    Phase, ProcId, Quote, Reading, RuledOut, Severity, Suspicion, SuspicionStep, Verdict, WindowEvent,
 };
 use crate::time::human;
 use std::collections::BTreeSet;
@@ -137,8 +137,10 @@ impl Inquiry {
         verdict.explanation = format!("{} ({}, during {})", cause.what, ending.outcome, ending.phase);
         verdict.supports.insert(0, ending.reason.clone());
         if cause.name == KILLED && ending.outcome != Outcome::Success {
-            verdict.explanation =
-                format!("a process of the server was ended from outside ({}, during {})", ending.outcome, ending.phase);
+            verdict.explanation = format!(
+                "a process of the server was ended from outside ({}, during {})",
+                ending.outcome, ending.phase
+            );
         }
         if verdict.decisive.is_none() {
             verdict.fingerprint = format!("{}: {} during {}", verdict.cause, ending.outcome, ending.phase);
@@ -150,8 +152,7 @@ impl Inquiry {
     pub fn of_log(&self) -> Verdict {
         let reading = lines::read(&self.findings);
         let outcome = outcome_of_log(&reading, &self.findings);
-        let found =
-            Found::new(&reading.cause, reading.confidence, reading.decisive.map(|finding| quote(finding)));
+        let found = Found::new(&reading.cause, reading.confidence, reading.decisive.map(quote));
         let cause = causes::of(&found.cause);
         let unready = reading.cause == HEALTHY && !self.has(lines::READY);
         let mut verdict = self.write(found, &reading, outcome);
@@ -182,11 +183,13 @@ impl Inquiry {
             return Found::new("port-in-use", Confidence::Certain, Some(said("/proc/net/tcp", holder)));
         }
         let signalled = self.clues.iter().find(|c| !c.inferred && c.proc.is_some());
-        let kernel = signalled.or_else(|| self.clues.iter().find(|c| !c.inferred && c.cause == "xid-gpu-lost"));
+        let kernel =
+            signalled.or_else(|| self.clues.iter().find(|c| !c.inferred && c.cause == "xid-gpu-lost"));
         if let Some(clue) = kernel {
             let agrees = clue.cause == log.cause;
             // A process that aborts or dies of what it has just reported is no riddle.
-            let known = log.dead && log.decisive.is_some_and(|f| f.gravity == Gravity::Fatal && !peer(&f.cause));
+            let known =
+                log.dead && log.decisive.is_some_and(|f| f.gravity == Gravity::Fatal && !peer(&f.cause));
             if agrees || !known || clue.cause == "host-oom" || clue.cause == "xid-gpu-lost" {
                 let decisive = log.decisive.filter(|_| agrees).map_or_else(|| told(clue), quote);
                 return Found::new(&clue.cause, Confidence::Certain, Some(decisive));
@@ -236,7 +239,9 @@ impl Inquiry {
 
     /// Deaths that nobody of ours brought about.
     fn unprovoked(&self) -> impl Iterator<Item = &Death> {
-        self.deaths.iter().filter(|death| !self.struck.contains(&death.proc) && death.phase != Phase::Draining)
+        self.deaths
+            .iter()
+            .filter(|death| !self.struck.contains(&death.proc) && death.phase != Phase::Draining)
     }
 
     fn refusal(&self) -> Found {
@@ -263,11 +268,12 @@ impl Inquiry {
         };
         let line = log.decisive.filter(|finding| finding.cause == cause).map(quote);
         let seen = self.suspicion.as_ref().map(|suspicion| said("signs of life", &suspicion.facts()));
-        let sure = if line.is_some() || self.suspicion.as_ref().is_some_and(|s| s.kind != HangKind::Undetermined) {
-            Confidence::Certain
-        } else {
-            Confidence::Likely
-        };
+        let sure =
+            if line.is_some() || self.suspicion.as_ref().is_some_and(|s| s.kind != HangKind::Undetermined) {
+                Confidence::Certain
+            } else {
+                Confidence::Likely
+            };
         Found::new(cause, sure, line.or(seen))
     }
 
@@ -289,7 +295,8 @@ impl Inquiry {
 
     fn death(&self, death: &Death, log: &lines::Reading<'_>) -> Option<Found> {
         let words = format!("{} ({}) ended with {}", death.comm, death.proc, death.how);
-        let found = |cause: &str, confidence| Some(Found::new(cause, confidence, Some(said("exit status", &words))));
+        let found =
+            |cause: &str, confidence| Some(Found::new(cause, confidence, Some(said("exit status", &words))));
         match death.how {
             ExitHow::Signal { signal: 11, .. } => found("segfault", Confidence::Certain),
             ExitHow::Signal { signal: 7, .. } => found("shm-exhausted", Confidence::Likely),
@@ -323,13 +330,18 @@ impl Inquiry {
             let words = worst.map(|(class, count)| said("benchmark", &format!("{count} requests: {class}")));
             return Found::new("request-failed", Confidence::Likely, words);
         }
-        Found::new("traces-missing", Confidence::Certain, self.windows_lost.first().map(|e| said("windows.jsonl", e)))
+        Found::new(
+            "traces-missing",
+            Confidence::Certain,
+            self.windows_lost.first().map(|e| said("windows.jsonl", e)),
+        )
     }
 
     /// Everything beside the cause.
     fn write(&self, found: Found, log: &lines::Reading<'_>, outcome: Outcome) -> Verdict {
         let cause = causes::of(&found.cause);
-        let decisive = log.decisive.filter(|f| found.decisive.as_ref().is_some_and(|d| d.line == Some(f.line)));
+        let decisive =
+            log.decisive.filter(|f| found.decisive.as_ref().is_some_and(|d| d.line == Some(f.line)));
         let text = found.decisive.as_ref().map_or("", |quote| quote.text.as_str());
         let retry = match found.cause.as_str() {
             // A GPU that reports a fault of its own stays so; a kernel that failed for unknown reasons may not.
@@ -360,7 +372,8 @@ impl Inquiry {
 
     fn witnesses(&self, verdict: &mut Verdict, log: &lines::Reading<'_>) {
         for clue in &self.clues {
-            let words = format!("{}{}: {}", clue.source, if clue.inferred { " (inferred)" } else { "" }, clue.text);
+            let words =
+                format!("{}{}: {}", clue.source, if clue.inferred { " (inferred)" } else { "" }, clue.text);
             if clue.cause == verdict.cause {
                 verdict.supports.push(words);
             } else if clue.cause != KILLED {
@@ -390,7 +403,11 @@ impl Inquiry {
                 continue;
             }
             seen.push(finding.cause.clone());
-            let why = if verdict.decisive.as_ref().is_some_and(|d| d.line.is_some_and(|line| line < finding.line)) {
+            let why = if verdict
+                .decisive
+                .as_ref()
+                .is_some_and(|d| d.line.is_some_and(|line| line < finding.line))
+            {
                 format!("line {} comes after the cause", finding.line)
             } else {
                 format!("line {} alone ends no server, or is explained by the cause", finding.line)
@@ -401,7 +418,8 @@ impl Inquiry {
             let why = "another source knows better than the log".to_owned();
             verdict.ruled_out.push(RuledOut { cause: log.cause.clone(), why });
         }
-        if verdict.cause != "host-oom" && self.unprovoked().any(|d| matches!(d.how, ExitHow::Signal { signal: 9, .. }))
+        if verdict.cause != "host-oom"
+            && self.unprovoked().any(|d| matches!(d.how, ExitHow::Signal { signal: 9, .. }))
         {
             let why = "neither the kernel nor the control group counted a kill for want of memory".to_owned();
             verdict.ruled_out.push(RuledOut { cause: "host-oom".to_owned(), why });

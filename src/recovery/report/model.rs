@@ -5,8 +5,9 @@
 
 use crate::config::Plan;
 use crate::event::{
-    BenchSummary, Check, Ending, Event, EventKind, Evidence, ExitHow, Leftover, Mitigation, Outcome, Phase, ProcId,
-    Reading, SavedTrace, ServerFacts, Severity, Trace, Verdict, WindowEvent, signal_name, words::sentence,
+    BenchSummary, Check, Ending, Event, EventKind, Evidence, ExitHow, Leftover, Mitigation, Outcome, Phase,
+    ProcId, Reading, SavedTrace, ServerFacts, Severity, Trace, Verdict, WindowEvent, signal_name,
+    words::sentence,
 };
 use crate::time::secs;
 use serde::{Deserialize, Serialize};

@@ -65,7 +65,7 @@ pub fn read(findings: &[Finding]) -> Reading<'_> {
 
 /// Whether the rule concludes more than its line says.
 pub fn is_guess(finding: &Finding) -> bool {
-    finding.rule == "worker-sigkill"
+    matches!(finding.rule.as_str(), "worker-sigkill" | "worker-sigbus")
 }
 
 fn knows(finding: &Finding) -> bool {
@@ -85,7 +85,8 @@ fn cancelled(finding: &Finding, all: &[Finding]) -> bool {
 
 /// Somebody called the profile API, but not around any work: a look whether it is there, not a recording that is missed.
 fn is_only_asked(all: &[Finding]) -> bool {
-    let calls = |words: &str| all.iter().find(|f| f.rule == "profiler-404" && f.text.contains(words)).map(|f| f.line);
+    let calls =
+        |words: &str| all.iter().find(|f| f.rule == "profiler-404" && f.text.contains(words)).map(|f| f.line);
     let (start, stop) = (calls("start_profile"), calls("stop_profile"));
     let stopped_well = all.iter().any(|f| f.rule == GRACEFUL);
     let refused = all.iter().find(|f| f.rule == "request-too-long").map(|f| f.line);
@@ -127,7 +128,8 @@ fn root<'a>(counts: &[&'a Finding], dead: bool) -> Option<&'a Finding> {
         return Some(gone);
     }
     // Of several lines of one cause the first that was not merely passed on.
-    all().filter(|f| f.cause == root.cause && f.gravity == root.gravity).find(|f| !repeats(f)).or(Some(root))
+    let own = || all().filter(|f| f.cause == root.cause && f.gravity == root.gravity && !repeats(f));
+    own().find(|f| !is_guess(f)).or_else(|| own().next()).or(Some(root))
 }
 
 /// A rank complains that its peer is gone, and that peer died without a word: the death explains the complaint.
@@ -137,13 +139,24 @@ fn silent_peer<'a>(root: &Finding, counts: &[&'a Finding]) -> Option<&'a Finding
         return None;
     }
     let spoke = |rank: &str| {
-        let names = [format!("(Worker_TP{rank} "), format!("(VllmWorker-{rank} "), format!("(VllmWorker rank={rank} ")];
+        let names = [
+            format!("(Worker_TP{rank} "),
+            format!("(VllmWorker-{rank} "),
+            format!("(VllmWorker rank={rank} "),
+        ];
         counts.iter().any(|f| names.iter().any(|name| f.text.contains(name.as_str())))
     };
     counts.iter().copied().find(|f| {
-        let rank = f.text.split_once("Worker proc ").and_then(|(_, rest)| rest.split(' ').next()).map(|name| {
-            name.chars().rev().take_while(char::is_ascii_digit).collect::<Vec<_>>().into_iter().rev().collect::<String>()
-        });
+        let rank =
+            f.text.split_once("Worker proc ").and_then(|(_, rest)| rest.split(' ').next()).map(|name| {
+                name.chars()
+                    .rev()
+                    .take_while(char::is_ascii_digit)
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .rev()
+                    .collect::<String>()
+            });
         f.rule == "worker-died" && rank.is_some_and(|rank| !rank.is_empty() && !spoke(&rank))
     })
 }
@@ -161,7 +174,8 @@ fn silent<'a>(counts: &[&'a Finding]) -> Reading<'a> {
         return by_exception(counts, raised);
     }
     // An engine that fails by itself says so in a traceback. One that is gone without a word was ended.
-    let spoke = counts.iter().any(|f| HEADS.contains(&f.rule.as_str()) && !f.text.contains("initialization failed"));
+    let spoke =
+        counts.iter().any(|f| HEADS.contains(&f.rule.as_str()) && !f.text.contains("initialization failed"));
     let vanished = counts.iter().copied().find(|f| {
         matches!(f.rule.as_str(), "engine-fatal" | "worker-died")
             && (f.text.contains("died") || f.text.contains("exited unexpectedly"))
@@ -177,7 +191,12 @@ fn silent<'a>(counts: &[&'a Finding]) -> Reading<'a> {
     }
     let whole = counts.iter().any(|f| f.rule == STARTING);
     if whole && !spoke && first.is_some_and(|f| f.rule == "engine-failed-to-start") {
-        return Reading { cause: KILLED.to_owned(), decisive: first, confidence: Confidence::Weak, dead: true };
+        return Reading {
+            cause: KILLED.to_owned(),
+            decisive: first,
+            confidence: Confidence::Weak,
+            dead: true,
+        };
     }
     Reading { cause: UNDETERMINED.to_owned(), decisive: first, confidence: Confidence::Weak, dead: true }
 }
@@ -205,10 +224,9 @@ fn raised<'a>(counts: &[&'a Finding]) -> Option<&'a Finding> {
 fn by_exception<'a>(counts: &[&'a Finding], raised: &'a Finding) -> Reading<'a> {
     // A traceback is seldom longer.
     const TRACEBACK: u64 = 120;
-    let before = |f: &&&Finding| {
-        f.rule.starts_with(FRAME) && f.line < raised.line && f.line + TRACEBACK > raised.line
-    };
-    let hint = counts.iter().filter(before).next_back();
+    let before =
+        |f: &&&Finding| f.rule.starts_with(FRAME) && f.line < raised.line && f.line + TRACEBACK > raised.line;
+    let hint = counts.iter().rfind(before);
     Reading {
         cause: hint.map_or(UNDETERMINED, |frame| frame.cause.as_str()).to_owned(),
         decisive: Some(raised),
@@ -220,7 +238,8 @@ fn by_exception<'a>(counts: &[&'a Finding], raised: &'a Finding) -> Reading<'a> 
 /// A server that never answered and whose last words are a traceback that nobody caught.
 fn uncaught<'a>(counts: &[&'a Finding]) -> Option<Reading<'a>> {
     let ready = counts.iter().any(|f| f.rule == READY || f.rule == GRACEFUL);
-    let raised = counts.iter().filter(|f| f.rule == EXCEPTION && !is_passed_on(f)).rfind(|f| is_raw(&f.text))?;
+    let raised =
+        counts.iter().filter(|f| f.rule == EXCEPTION && !is_passed_on(f)).rfind(|f| is_raw(&f.text))?;
     let starting = counts.iter().any(|f| f.rule == STARTING);
     let served = counts.iter().any(|f| f.cause == "request-too-long");
     (!ready && (starting || !served)).then(|| by_exception(counts, raised))
@@ -228,8 +247,11 @@ fn uncaught<'a>(counts: &[&'a Finding]) -> Option<Reading<'a>> {
 
 /// Printed by the interpreter and not by a logger, which puts its level and place before the text.
 fn is_raw(text: &str) -> bool {
-    let text = if text.starts_with('(') { text.split_once(") ").map_or(text, |(_, rest)| rest) } else { text };
-    text.split([' ', ':']).next().is_some_and(|word| word.contains("Err") || word.contains("Exc") || word.contains("Fail"))
+    let text =
+        if text.starts_with('(') { text.split_once(") ").map_or(text, |(_, rest)| rest) } else { text };
+    text.split([' ', ':'])
+        .next()
+        .is_some_and(|word| word.contains("Err") || word.contains("Exc") || word.contains("Fail"))
         && !text.starts_with("ERROR")
 }
 
@@ -239,7 +261,8 @@ fn is_passed_on(finding: &Finding) -> bool {
 
 /// Nothing failed. The line that looks worst is the one that somebody will ask about.
 fn harmless<'a>(counts: &[&'a Finding]) -> Reading<'a> {
-    let of = |cause: &str| counts.iter().copied().find(|f| f.cause == cause && f.gravity == Gravity::Harmless);
+    let of =
+        |cause: &str| counts.iter().copied().find(|f| f.cause == cause && f.gravity == Gravity::Harmless);
     let found = |cause: &str, decisive, confidence| Reading {
         cause: cause.to_owned(),
         decisive,
@@ -250,7 +273,8 @@ fn harmless<'a>(counts: &[&'a Finding]) -> Reading<'a> {
     if stopped.is_some() {
         return found(GRACEFUL, stopped, Confidence::Certain);
     }
-    if let Some(line) = counts.iter().copied().find(|f| f.rule == "request-too-long").or_else(|| of("request-too-long"))
+    if let Some(line) =
+        counts.iter().copied().find(|f| f.rule == "request-too-long").or_else(|| of("request-too-long"))
     {
         return found("request-too-long", Some(line), Confidence::Certain);
     }
@@ -266,7 +290,7 @@ fn harmless<'a>(counts: &[&'a Finding]) -> Reading<'a> {
         .iter()
         .filter(frightening)
         .rfind(|f| f.text.contains("ERROR"))
-        .or_else(|| counts.iter().filter(frightening).next_back())
+        .or_else(|| counts.iter().rfind(frightening))
         .copied();
     let confidence = if ready.is_some() { Confidence::Certain } else { Confidence::Weak };
     found(HEALTHY, worst.or(ready), confidence)
@@ -276,7 +300,8 @@ fn harmless<'a>(counts: &[&'a Finding]) -> Reading<'a> {
 pub fn same(text: &str) -> String {
     // `(EngineCore_DP0 pid=71) ERROR 11-24 03:00:00 [core.py:946] ` says who and when.
     let text = text.trim_start();
-    let text = if text.starts_with('(') { text.split_once(") ").map_or(text, |(_, rest)| rest) } else { text };
+    let text =
+        if text.starts_with('(') { text.split_once(") ").map_or(text, |(_, rest)| rest) } else { text };
     let levels = ["ERROR", "WARNING", "INFO", "CRITICAL", "DEBUG"];
     let text = match text.split_once("] ") {
         Some((head, rest)) if levels.iter().any(|level| head.starts_with(level)) => rest,
@@ -312,7 +337,9 @@ pub fn consequences<'a>(findings: &'a [Finding], decisive: Option<&Finding>) -> 
                 && !finding.rule.starts_with(FRAME)
             || finding.gravity >= Gravity::Suspect && causes::of(&finding.cause).name != UNDETERMINED
             || finding.rule == "process-group-leak";
-        if !follows || decisive.is_some_and(|d| d.line == finding.line) {
+        // What is normal while a server loads stays so when the server fails later.
+        let before = finding.cause != Finding::ENGINE_DEAD && decisive.is_some_and(|d| finding.line < d.line);
+        if !follows || before || decisive.is_some_and(|d| d.line == finding.line) {
             continue;
         }
         let text = same(&finding.text);
