@@ -338,7 +338,9 @@ pub fn consequences<'a>(findings: &'a [Finding], decisive: Option<&Finding>) -> 
             || finding.gravity >= Gravity::Suspect && causes::of(&finding.cause).name != UNDETERMINED
             || finding.rule == "process-group-leak";
         // What is normal while a server loads stays so when the server fails later.
-        let before = finding.cause != Finding::ENGINE_DEAD && decisive.is_some_and(|d| finding.line < d.line);
+        let before = finding.gravity <= Gravity::Consequence
+            && finding.cause != Finding::ENGINE_DEAD
+            && decisive.is_some_and(|d| finding.line < d.line);
         if !follows || before || decisive.is_some_and(|d| d.line == finding.line) {
             continue;
         }
