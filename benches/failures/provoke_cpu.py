@@ -224,8 +224,9 @@ def full_disk(command, tmp):
 
 def own_shm(command, _tmp, size="2g"):
     """Segments that a killed server leaves go with its mount namespace."""
-    script = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
-    return ["unshare", "-m", "sh", "-c", script, "sh", *command] if os.geteuid() == 0 else command
+    script = f'{shutil.which("mount")} -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+    shell = [shutil.which("unshare"), "-m", "/bin/sh", "-c", script, "sh"]
+    return [*shell, *command] if os.geteuid() == 0 else command
 
 
 def small_shm(command, tmp):

@@ -23,6 +23,8 @@ const AROUND: usize = 3;
 const NEAR: u64 = 64 << 10;
 /// A shown line is cut to this many characters.
 const WIDTH: usize = 160;
+/// The decisive one is worth more room.
+const DECISIVE_WIDTH: usize = 600;
 
 /// Say what a vLLM server log, or a run of varcas-guard, failed of.
 ///
@@ -381,11 +383,12 @@ impl Diagnosis {
             row("shown by", &format!("{}{place}", quote.source));
             out.push('\n');
             if self.around.is_empty() {
-                let _ = writeln!(out, "  > {}", cut(&quote.text));
+                let _ = writeln!(out, "  > {}", cut_at(&quote.text, DECISIVE_WIDTH));
             }
             for (number, text) in &self.around {
-                let mark = if Some(*number) == quote.line { '>' } else { ' ' };
-                let _ = writeln!(out, "  {mark}{number:>8} | {}", cut(text));
+                let decisive = Some(*number) == quote.line;
+                let (mark, width) = if decisive { ('>', DECISIVE_WIDTH) } else { (' ', WIDTH) };
+                let _ = writeln!(out, "  {mark}{number:>8} | {}", cut_at(text, width));
             }
         }
         let mut list = |title: &str, lines: Vec<String>| {
@@ -418,10 +421,14 @@ impl Diagnosis {
 }
 
 fn cut(text: &str) -> String {
-    if text.chars().count() <= WIDTH {
+    cut_at(text, WIDTH)
+}
+
+fn cut_at(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
         return text.to_owned();
     }
-    text.chars().take(WIDTH).chain(" ...".chars()).collect()
+    text.chars().take(width).chain(" ...".chars()).collect()
 }
 
 fn wrapped(text: &str, width: usize) -> Vec<String> {

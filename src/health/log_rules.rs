@@ -241,8 +241,12 @@ impl Rules {
     }
 }
 
+/// Rules that only mark a place in a server's life: whatever else a line means counts more.
+const MARKS: [&str; 3] = ["server-starting", "server-ready", "profiler-stopped"];
+
 fn rank((rule, gravity): (&Rule, Gravity)) -> (bool, Gravity, bool) {
-    (gravity == Gravity::Harmless, gravity, rule.cause != Finding::ENGINE_DEAD)
+    let harmless = gravity == Gravity::Harmless && !MARKS.contains(&rule.id.as_str());
+    (harmless, gravity, rule.cause != Finding::ENGINE_DEAD)
 }
 
 /// One search for all patterns. Its own search for fixed texts is switched off: the scanner has done that, and the
