@@ -2,6 +2,8 @@
 //! `VARCAS_TEST_VIEWER` a program that imports traces into the Chrome trace viewer and prints a line of JSON for each; without
 //! them nothing is tested, and a line says so.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot prepare its ground has failed")]
+
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
