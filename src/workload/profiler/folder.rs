@@ -68,8 +68,13 @@ pub fn survey(path: &Path, rows: usize) -> io::Result<Survey> {
     let mut profile = Aggregate::default().top(rows);
     let mut traces = Vec::new();
     for name in names {
-        let mut entry =
-            Entry { bytes: fs::metadata(folder.join(&name))?.len(), file: name, ..Entry::default() };
+        let bytes = match fs::metadata(folder.join(&name)) {
+            Ok(meta) => meta.len(),
+            // A run that goes on compresses its windows and removes the plain ones.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let mut entry = Entry { bytes, file: name, ..Entry::default() };
         if let Some((rank, window)) = parse_name(&entry.file) {
             (entry.rank, entry.window) = (Some(rank), Some(window));
         }
