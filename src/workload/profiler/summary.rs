@@ -64,12 +64,12 @@ impl Aggregate {
         let member = Member { place, facts: facts.cloned().unwrap_or_default(), profile };
         let window = |place: Place| place.map(|(_, window)| window);
         let group = self.open.iter_mut().find(|group| {
-            // A rank that comes again is another recording.
+            // A rank that comes again is another recording, and so is each trace of unknown place.
             group.iter().all(|other| window(other.place) == window(place) && other.place != place)
         });
         match group {
-            Some(group) if place.is_some() => group.push(member),
-            _ => self.open.push_back(vec![member]),
+            Some(group) => group.push(member),
+            None => self.open.push_back(vec![member]),
         }
         if self.open.len() > OPEN_GROUPS {
             self.close_one();

@@ -91,11 +91,13 @@ fn the_warm_up_counts_only_where_nothing_was_measured_and_that_is_told() {
     let index = r#"{"event":"opened","rank":0,"t":1,"window":0,"phase":"warm-up"}
 {"event":"closed","rank":0,"t":2,"window":0,"phase":"warm-up"}
 {"event":"opened","rank":0,"t":5,"window":1,"phase":"warm-up"}
-{"event":"closed","rank":0,"t":6.5,"window":1,"phase":"measuring"}"#;
+{"event":"closed","rank":0,"t":6.5,"window":1,"phase":"measuring"}
+{"event":"opened","rank":0,"t":8,"window":2,"phase":"measuring"}
+{"event":"closed","rank":0,"t":9.5,"window":2,"phase":"measuring"}"#;
     let warm = (Some((0, 0)), window(50, 50));
-    let list = vec![warm.clone(), (Some((0, 1)), window(75, 25))];
+    let list = vec![warm.clone(), (Some((0, 1)), window(75, 25)), (Some((0, 2)), window(75, 25))];
     let summary = of(list, composition::parse(index));
-    assert_eq!((summary.windows, summary.kernels[0].share.mean, summary.observed_s), (1, 0.75, Some(1.5)));
+    assert_eq!((summary.windows, summary.kernels[0].share.mean, summary.observed_s), (2, 0.75, Some(4.5)));
     assert_eq!(summary.notes, ["1 window outside of the measuring phase"]);
     let summary = of(vec![warm], composition::parse(index));
     assert_eq!((summary.windows, summary.observed_s, summary.notes.len()), (1, Some(1.0), 0));
