@@ -4,7 +4,7 @@
 //! What cannot be read to its end is left exactly as it lies and named: the salvage may still make something of it.
 
 use super::analyse::{Analyser, WindowProfile};
-use super::composition;
+use super::composition::{self, Facts};
 use super::merge::MERGED;
 use super::read::read;
 use super::summary::Aggregate;
@@ -152,7 +152,8 @@ pub fn collect_and_profile(traces: &Path) -> Collected {
             String::new()
         }
     };
-    let mut found = Found { list: Vec::new(), profile: Aggregate::new(composition::parse(&index)) };
+    let mut found =
+        Found { list: Vec::new(), facts: composition::parse(&index), profile: Aggregate::default() };
     let index = parse_index(&index);
     let names = match list(traces) {
         Ok(names) => names,
@@ -179,7 +180,7 @@ pub fn collect_and_profile(traces: &Path) -> Collected {
             problems.push(format!("{name}: {size} bytes of a file whose writer was stopped; left as it is"));
         }
     }
-    let Found { list: mut traces, profile } = found;
+    let Found { list: mut traces, profile, .. } = found;
     for trace in &mut traces {
         annotate(trace, &index);
     }
@@ -188,9 +189,10 @@ pub fn collect_and_profile(traces: &Path) -> Collected {
     Collected { traces, problems, profile: profile.finish() }
 }
 
-/// The complete traces so far and what they show. The files come sorted by name: the ranks of a window follow each other.
+/// The complete traces so far, what the index says of them and what they show.
 struct Found {
     list: Vec<Trace>,
+    facts: Facts,
     profile: Aggregate,
 }
 
@@ -208,7 +210,7 @@ impl Found {
             file,
         });
         let place = self.list.last().and_then(|trace| parse_name(&trace.file));
-        self.profile.push(place, counted.profile);
+        self.profile.push(place, self.facts.of(place), counted.profile);
     }
 }
 
