@@ -278,3 +278,44 @@ fn a_cut_trace_says_which_types_are_missing_and_gets_names_and_arrow_ends() {
         );
     }
 }
+
+#[test]
+fn one_flipped_bit_of_a_gzip_is_found_by_its_checksum_and_nothing_is_lost() {
+    let bench = Bench::new();
+    let event = |n: usize| GOOD.replace("1.5", &format!("{n}.{:03}", n * n % 997));
+    let text = format!(
+        "{HEAD}{}\n  ],\n  \"traceName\": \"t\"\n}}",
+        (0..300).map(event).collect::<Vec<_>>().join(",\n")
+    );
+    let raw = zip(text.as_bytes());
+    let whole: Value = serde_json::from_str(&text).unwrap();
+    // In the codes, in the symbols, in the last ones, in the checksum, in the length.
+    let places = [12, 20, 100, raw.len() / 2, raw.len() - 100, raw.len() - 10, raw.len() - 6, raw.len() - 3];
+    for (round, at) in places.into_iter().enumerate() {
+        let mut broken = raw.clone();
+        broken[at] ^= 1 << (round % 8);
+        let (record, output) = bench.one("f.pt.trace.json.gz", &broken);
+        assert_eq!(
+            (record.status, record.events_kept),
+            (Status::Repaired, 300),
+            "byte {at}: {}",
+            record.note
+        );
+        assert!(record.note.contains(&format!("(byte {at})")), "{}", record.note);
+        assert_eq!(output.unwrap()["traceEvents"], whole["traceEvents"], "byte {at}");
+        assert_eq!(std::fs::read(bench.path("f.pt.trace.json.gz")).unwrap(), broken);
+    }
+}
+
+#[test]
+fn two_flipped_bits_are_not_taken_for_one() {
+    let bench = Bench::new();
+    let many = vec![GOOD; 300].join(",\n");
+    let raw = zip(format!("{HEAD}{many}\n  ]\n}}").as_bytes());
+    let mut broken = raw.clone();
+    broken[raw.len() - 7] ^= 1;
+    broken[raw.len() - 5] ^= 8;
+    let (record, _) = bench.one("f.pt.trace.json.gz", &broken);
+    assert_eq!((record.status, record.events_kept), (Status::Salvaged, 300));
+    assert!(record.note.contains("the checksum is wrong"), "{}", record.note);
+}

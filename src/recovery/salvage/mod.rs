@@ -3,7 +3,9 @@
 //! output, `write` puts it on the disk, `job` does one trace after the other.
 
 pub mod facts;
+pub mod flip;
 pub mod habits;
+mod inflate;
 pub mod job;
 pub mod places;
 pub mod repair;
