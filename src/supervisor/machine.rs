@@ -150,6 +150,7 @@ impl Machine {
             | EventKind::Probed { .. }
             | EventKind::SignalSent { .. }
             | EventKind::KeeperStarted { .. }
+            | EventKind::ServerEnvironment { .. }
             | EventKind::Trouble { .. }
             | EventKind::GuardDied { .. } => {}
             EventKind::ProcessSeen { proc, ppid, comm } => self.family.seen(*proc, *ppid, comm),
