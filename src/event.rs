@@ -545,6 +545,16 @@ pub enum EventKind {
     AttemptEnding(Ending),
     /// The attempt is closed.
     AttemptEnded(Ending),
+    /// What the attempt failed of.
+    Judged {
+        /// See [`Verdict`].
+        verdict: Box<Verdict>,
+    },
+    /// The next attempt runs with other settings; what it measures was measured under them.
+    Mitigated {
+        /// Every change that is in force, with its first value; empty changes nothing.
+        changes: Vec<Mitigation>,
+    },
     /// There will be another attempt, or not, and why.
     Decided {
         /// Whether.
@@ -580,6 +590,8 @@ impl EventKind {
                 | Self::Suspicion(_)
                 | Self::AttemptEnding(_)
                 | Self::AttemptEnded(_)
+                | Self::Judged { .. }
+                | Self::Mitigated { .. }
                 | Self::Decided { .. }
                 | Self::Anomaly { .. }
                 | Self::RunFinished { .. }

@@ -15,6 +15,7 @@ const PURE: &[&str] = &[
     "event/finding.rs",
     "event/measured.rs",
     "event/signal.rs",
+    "event/verdict.rs",
     "event/window.rs",
     "event/words.rs",
     "config.rs",

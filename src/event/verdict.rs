@@ -125,3 +125,19 @@ pub struct Mitigation {
     /// One sentence.
     pub why: String,
 }
+
+impl fmt::Display for Mitigation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.to {
+            Some(to) if to.is_empty() => f.write_str(&self.setting)?,
+            Some(to) => write!(f, "{} {to}", self.setting)?,
+            None => write!(f, "no {}", self.setting)?,
+        }
+        match &self.from {
+            Some(from) if from.is_empty() => {}
+            Some(from) => write!(f, " instead of {from}")?,
+            None => {}
+        }
+        write!(f, " ({})", self.why)
+    }
+}

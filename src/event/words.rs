@@ -77,6 +77,20 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
         }
         EventKind::AttemptEnding(ending) => format!("{}: {}", ending.outcome, ending.reason),
         EventKind::AttemptEnded(ending) => format!("attempt closed: {}", ending.outcome),
+        EventKind::Judged { verdict } => {
+            let place = verdict.decisive.as_ref().map_or_else(String::new, |quote| {
+                let line = quote.line.map_or_else(String::new, |line| format!(" line {line}"));
+                format!(" ({}{line})", quote.source)
+            });
+            format!("verdict: {}, {}{place}: {}", verdict.cause, verdict.confidence, verdict.explanation)
+        }
+        EventKind::Mitigated { changes } => {
+            let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+            if changes.is_empty() {
+                return None;
+            }
+            format!("the next attempt runs with {}", changes.join("; "))
+        }
         EventKind::Decided { why, .. } => why.clone(),
         EventKind::Anomaly { state, input } => format!("{input} made no sense while {state}"),
         EventKind::RunFinished { outcome, exit_code, .. } => {
