@@ -1,15 +1,18 @@
 //! `report.md`: what a tired person reads at 7:00. Outcome first, then what to do, then the details.
 
+use super::View;
 use super::model::{Attempt, Report};
-use crate::event::{BenchSummary, Leftover, Phase, Severity};
+use super::story;
+use super::units::bytes;
+use crate::event::{BenchSummary, Phase, Severity};
 use crate::time::human;
 use std::fmt::Write;
 
 /// Renders the report.
-pub fn render(report: &Report) -> String {
+pub fn render(view: &View<'_>) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
-    let _ = write(&mut out, report);
+    let _ = write(&mut out, view.report);
     out
 }
 
@@ -40,7 +43,7 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     } else {
         writeln!(out, "**Left behind, to be looked after by hand:**\n")?;
         for leftover in &report.left_behind {
-            writeln!(out, "- {}", leftover_text(leftover))?;
+            writeln!(out, "- {}", story::leftover(leftover))?;
         }
         writeln!(out)?;
     }
@@ -259,30 +262,7 @@ fn attempt_section(out: &mut String, attempt: &Attempt) -> std::fmt::Result {
     writeln!(out)
 }
 
-fn leftover_text(leftover: &Leftover) -> String {
-    match leftover {
-        Leftover::Process { proc, comm, state } => {
-            format!("process {comm} ({proc}), state {state}: SIGKILL did not end it; only the kernel can")
-        }
-        Leftover::Port { port, holder } => format!("port {port}, held by {holder}"),
-        Leftover::File { path, why } => format!("{}: {why}", path.display()),
-        Leftover::GpuMemory { gpu, bytes: n } => format!("{} of memory on GPU {gpu}", bytes(*n)),
-    }
-}
-
 /// A table cell cannot hold a bar or a line break.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace(['\n', '\r'], " ")
-}
-
-/// `1.4 MB`.
-pub fn bytes(n: u64) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "for people")]
-    let n = n as f64;
-    match n {
-        _ if n < 1e3 => format!("{n:.0} B"),
-        _ if n < 1e6 => format!("{:.1} kB", n / 1e3),
-        _ if n < 1e9 => format!("{:.1} MB", n / 1e6),
-        _ => format!("{:.1} GB", n / 1e9),
-    }
 }
