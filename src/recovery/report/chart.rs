@@ -25,7 +25,9 @@ const GAP: Duration = Duration::from_secs(5);
 /// How values are written on the axis and in the legend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// Whole things.
+    /// A count that only grows.
+    Total,
+    /// A count that comes and goes.
     Count,
     /// Tokens, pieces and the like per second.
     PerSecond,
@@ -35,8 +37,10 @@ pub enum Unit {
     Percent,
     /// Watts.
     Watts,
-    /// Bytes.
+    /// Bytes, told in gigabytes ...
     Bytes,
+    /// ... or in megabytes, where they are few.
+    Megabytes,
     /// Processor cores.
     Cores,
 }
@@ -44,32 +48,38 @@ pub enum Unit {
 impl Unit {
     fn name(self) -> &'static str {
         match self {
-            Self::Count => "",
+            Self::Total | Self::Count => "",
             Self::PerSecond => "/s",
             Self::Millis => "ms",
             Self::Percent => "%",
             Self::Watts => "W",
             Self::Bytes => "GB",
+            Self::Megabytes => "MB",
             Self::Cores => "cores",
         }
     }
 
     fn scale(self) -> f64 {
-        if self == Self::Bytes { 1e-9 } else { 1.0 }
+        match self {
+            Self::Bytes => 1e-9,
+            Self::Megabytes => 1e-6,
+            _ => 1.0,
+        }
     }
 
     /// With the unit.
     fn text(self, value: f64) -> String {
         let shown = match self {
-            Self::Count => figure(value.round()),
+            Self::Total | Self::Count => figure(value.round()),
             _ => figure(value * self.scale()),
         };
         // A whole number needs no places.
         let shown = shown.strip_suffix(".00").or(shown.strip_suffix(".0")).unwrap_or(&shown);
         match self {
-            Self::Count => shown.to_owned(),
-            Self::PerSecond => format!("{shown}/s"),
-            other => format!("{shown} {}", other.name()),
+            Self::Total => shown.to_owned(),
+            Self::Count => format!("max {shown}"),
+            Self::PerSecond => format!("max {shown}/s"),
+            other => format!("max {shown} {}", other.name()),
         }
     }
 }
@@ -105,18 +115,20 @@ pub fn chart(
     behind: &Backdrop<'_>,
     note: Option<&str>,
 ) -> Option<Markup> {
-    let lines: Vec<&Line> = lines.iter().filter(|line| track.has(line.metric)).collect();
+    let lines: Vec<&Line> = lines.iter().filter(|line| track.has_line(line.metric)).collect();
     if lines.is_empty() {
         return None;
     }
     let top = lines.iter().flat_map(|line| track.bins(line.metric)).filter(|bin| bin.n > 0);
-    let highest = top.map(|bin| bin.max).fold(0.0, f64::max) * unit.scale();
+    let highest = top.map(|bin| bin.max).fold(0.0, f64::max);
+    let unit = if unit == Unit::Bytes && highest < 1e9 { Unit::Megabytes } else { unit };
+    let highest = highest * unit.scale();
     let (step, high) = if unit == Unit::Percent { (50.0, 100.0_f64.max(highest)) } else { ceiling(highest) };
     let x = Scale { from: 0.0, to: seconds(track), low: LEFT, high: RIGHT };
     let y = Scale { from: 0.0, to: high, low: BOTTOM, high: TOP };
     let said: Vec<String> = lines
         .iter()
-        .map(|line| format!("{} at most {}", line.name, unit.text(most(track.bins(line.metric)))))
+        .map(|line| format!("{} {}", line.name, unit.text(most(track.bins(line.metric)))))
         .collect();
     let label = format!("{title}: {}", said.join(", "));
     Some(html! {
@@ -280,10 +292,8 @@ fn stretches(track: &Track, metric: Metric) -> Vec<Vec<(f64, Bin)>> {
     for (index, bin) in track.bins(metric).iter().enumerate() {
         if bin.n > 0 {
             #[expect(clippy::cast_precision_loss, reason = "a few hundred bins")]
-            let (silent, middle) =
-                (last.map_or(f64::MAX, |last| (index - last) as f64), (index as f64 + 0.5) * width);
-            // What lies in the last bin did not come after the end.
-            let point = (middle.min(seconds(track)), *bin);
+            let silent = last.map_or(f64::MAX, |last| (index - last) as f64);
+            let point = (bin.moment().unwrap_or_default(), *bin);
             match out.last_mut() {
                 Some(stretch) if !lost && silent <= gap => stretch.push(point),
                 _ => out.push(vec![point]),
@@ -302,7 +312,7 @@ fn draw(track: &Track, line: &Line, unit: Unit, x: &Scale, y: &Scale) -> Markup 
     let mut dots = Vec::new();
     for stretch in stretches(track, line.metric) {
         let place = |at: f64, value: f64| (short(x.at(at)), short(y.at(value * scale)));
-        let middle = |bin: &Bin| bin.mean().unwrap_or_default();
+        let middle = |bin: &Bin| if unit == Unit::Total { bin.max } else { bin.mean().unwrap_or_default() };
         if let [(at, bin)] = stretch.as_slice() {
             dots.push(place(*at, middle(bin)));
             continue;

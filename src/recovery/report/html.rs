@@ -12,7 +12,7 @@ mod verdict;
 
 use super::model::Report;
 use super::series::Series;
-use super::story::{self, Tone};
+use super::story::{self, Tone, first_up};
 use super::units::{bytes, count, figure};
 use super::{Excerpt, View};
 use crate::event::BenchSummary;
@@ -107,10 +107,6 @@ fn sign(tone: Tone) -> &'static str {
     }
 }
 
-fn first_up(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
-}
 
 /// Whatever is read below, this must be read before it.
 fn changed(report: &Report) -> Markup {
@@ -136,7 +132,7 @@ fn facts(report: &Report) -> Markup {
             @if let Some(started) = started { div { dt { "Started" } dd { (started) } } }
             div { dt { "Took" } dd { (human(report.duration_s)) } }
             div { dt { "Attempts" } dd { (report.attempts.len()) } }
-            div { dt { "Exit code" } dd { (story::exit_code(report.exit_code)) } }
+            div { dt { "Exit code" } dd { (story::exit_code(report)) } }
             div {
                 dt { "Left behind" }
                 @if report.left_behind.is_empty() { dd { "nothing" } }
@@ -159,7 +155,7 @@ fn to_do(report: &Report) -> Markup {
 fn ticked(text: &str) -> Markup {
     html! {
         @for (index, part) in safe::clean(text).split('`').enumerate() {
-            @if index % 2 == 1 { code { (part) } } @else { (part) }
+            @if index % 2 == 0 { (part) } @else if part == "benchmark.json" { (file_link(part, part)) } @else { code { (part) } }
         }
     }
 }
@@ -177,6 +173,7 @@ fn tiles(report: &Report) -> Markup {
                 (tile("Throughput", &format!("{}/s", figure(bench.output_throughput)), "output tokens"))
                 (tile("TTFT", &latency(bench.ttft_ms.p50, bench.ttft_ms.n), &format!("median; p99 {}", latency(bench.ttft_ms.p99, bench.ttft_ms.n))))
                 (tile("TPOT", &latency(bench.tpot_ms.p50, bench.tpot_ms.n), &format!("median; p99 {}", latency(bench.tpot_ms.p99, bench.tpot_ms.n))))
+                (tile("E2E", &latency(bench.e2el_ms.p50, bench.e2el_ms.n), &format!("median; p99 {}", latency(bench.e2el_ms.p99, bench.e2el_ms.n))))
                 (tile("Traces", &count(report.traces.len() as u64), &format!("windows, {}", bytes(size))))
             }
         }

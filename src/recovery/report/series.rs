@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// More points than a chart of this width can show are no use.
-const BINS: usize = 240;
+const BINS: usize = 180;
 
 /// The width of a bin at first: finer than the senses sample.
 const FIRST_WIDTH: Duration = Duration::from_millis(250);
@@ -78,6 +78,8 @@ pub struct Bin {
     /// Largest.
     pub max: f64,
     sum: f64,
+    /// Sum of their moments in seconds.
+    moments: f64,
     /// How many.
     pub n: u64,
     /// Somebody tried and could not read it.
@@ -85,7 +87,7 @@ pub struct Bin {
 }
 
 impl Bin {
-    const EMPTY: Self = Self { min: f64::INFINITY, max: f64::NEG_INFINITY, sum: 0.0, n: 0, lost: false };
+    const EMPTY: Self = Self { min: f64::INFINITY, max: f64::NEG_INFINITY, sum: 0.0, moments: 0.0, n: 0, lost: false };
 
     /// Their mean; none when there are none.
     pub fn mean(&self) -> Option<f64> {
@@ -93,7 +95,14 @@ impl Bin {
         (self.n > 0).then(|| self.sum / self.n as f64)
     }
 
-    fn add(&mut self, value: f64) {
+    /// When they were taken, on average; in seconds since the attempt began.
+    pub fn moment(&self) -> Option<f64> {
+        #[expect(clippy::cast_precision_loss, reason = "nobody samples that often")]
+        (self.n > 0).then(|| self.moments / self.n as f64)
+    }
+
+    fn add(&mut self, since: Duration, value: f64) {
+        self.moments += since.as_secs_f64();
         self.min = self.min.min(value);
         self.max = self.max.max(value);
         self.sum += value;
@@ -105,6 +114,7 @@ impl Bin {
             min: self.min.min(other.min),
             max: self.max.max(other.max),
             sum: self.sum + other.sum,
+            moments: self.moments + other.moments,
             n: self.n + other.n,
             lost: self.lost || other.lost,
         }
@@ -210,6 +220,11 @@ impl Track {
         &self.bins[metric as usize]
     }
 
+    /// Whether there are values of two moments at least, which make a line.
+    pub fn has_line(&self, metric: Metric) -> bool {
+        self.bins(metric).iter().filter(|bin| bin.n > 0).nth(1).is_some()
+    }
+
     /// Whether there is any value.
     pub fn has(&self, metric: Metric) -> bool {
         self.bins(metric).iter().any(|bin| bin.n > 0)
@@ -245,7 +260,8 @@ impl Track {
 
     fn add(&mut self, metric: Metric, at: Duration, value: f64) {
         if value.is_finite() {
-            self.bin(metric, at).add(value);
+            let since = self.since(at);
+            self.bin(metric, at).add(since, value);
         }
     }
 

@@ -2,7 +2,7 @@
 //! report.
 
 use super::model::{Attempt, Report};
-use super::units::bytes;
+use super::units::{bytes, count, figure};
 use crate::config::{LoadPlan, Process, ProfileMode, ServerKind};
 use crate::error::ExitCode;
 use crate::event::{Leftover, Outcome, Retry, Severity, Verdict};
@@ -74,11 +74,27 @@ pub fn verdict(report: &Report) -> Option<&Verdict> {
 /// The title line: what happened in half a sentence.
 pub fn title(report: &Report) -> String {
     match (report.outcome.as_str(), verdict(report)) {
-        ("success" | "stopped" | "running" | "interrupted" | "refused", _) | (_, None) => {
-            report.reason.clone()
-        }
+        ("success" | "stopped" | "running" | "interrupted" | "refused", _) => report.reason.clone(),
+        (_, None) => subject(report).and_then(|attempt| attempt.ending.as_ref()).map_or_else(
+            || report.reason.clone(),
+            |ending| format!("{} during {}", ending.outcome, ending.phase),
+        ),
         (_, Some(verdict)) => cause(&verdict.cause),
     }
+}
+
+/// With a capital letter, unless it begins with a name that has none.
+pub fn first_up(text: &str) -> String {
+    if text.starts_with("varcas-guard") || text.starts_with("vLLM") {
+        return text.to_owned();
+    }
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// One sentence, whatever stood at the end of the text.
+pub fn sentence(text: &str) -> String {
+    format!("{}.", first_up(text.trim().trim_end_matches('.')))
 }
 
 /// Writes the words into the report.
@@ -100,9 +116,11 @@ pub fn leftover(leftover: &Leftover) -> String {
 }
 
 /// What an exit code means.
-pub fn exit_code(code: Option<u8>) -> String {
+pub fn exit_code(report: &Report) -> String {
+    let code = report.exit_code;
     let meaning = match code {
-        None => return "none".to_owned(),
+        None if report.outcome == "running" => return "none yet".to_owned(),
+        None => return "none, nobody was left to give one".to_owned(),
         Some(code) if code == ExitCode::Success.code() => "success",
         Some(code) if code == ExitCode::Usage.code() => "the command line or guard.toml is wrong",
         Some(code) if code == ExitCode::Refused.code() => "nothing was started",
@@ -159,14 +177,6 @@ fn nth(number: u32) -> String {
     }
 }
 
-/// One sentence, whatever stood at the end of the text.
-fn sentence(text: &str) -> String {
-    let text = text.trim().trim_end_matches('.');
-    let mut letters = text.chars();
-    let first = letters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
-    format!("{first}{}.", letters.as_str())
-}
-
 fn happened(report: &Report) -> String {
     let last = report.attempts.last();
     let phase = |attempt: &Attempt| {
@@ -209,8 +219,10 @@ fn success(report: &Report) -> String {
     let number = report.counts.unwrap_or(1);
     let requests = report.benchmark.as_ref().map_or_else(String::new, |bench| {
         format!(
-            "{} of {} requests succeeded at {:.0} output tokens/s",
-            bench.progress.completed, bench.progress.sent, bench.output_throughput
+            "{} of {} requests succeeded at {} output tokens/s",
+            count(bench.progress.completed),
+            count(bench.progress.sent),
+            figure(bench.output_throughput)
         )
     });
     let traces = match report.traces.len() {
@@ -228,9 +240,9 @@ fn became(report: &Report) -> String {
         1 => "one thing was left behind".to_owned(),
         n => format!("{n} things were left behind"),
     };
-    let count = report.attempts.len();
+    let tries = report.attempts.len();
     let text = match report.outcome.as_str() {
-        "success" if count > 1 => {
+        "success" if tries > 1 => {
             let failed: Vec<&Attempt> =
                 report.attempts.iter().filter(|a| Some(a.number) != report.counts).collect();
             let why = failed.last().map_or_else(String::new, |attempt| short(attempt));
@@ -244,11 +256,11 @@ fn became(report: &Report) -> String {
         "running" => "this report ends where the journal ends now".to_owned(),
         "interrupted" => format!("there is no exit code, and {left} as far as the journal goes"),
         _ => {
-            let tried = match count {
+            let tried = match tries {
                 1 => "it was tried once".to_owned(),
                 n => format!("it was tried {n} times"),
             };
-            let code = exit_code(report.exit_code);
+            let code = exit_code(report);
             format!("{tried}, the exit code is {code}, and {left}")
         }
     };
@@ -278,7 +290,7 @@ fn to_do(report: &Report) -> Vec<String> {
             if !report.traces.is_empty() {
                 out.push("Open a profiler trace in chrome://tracing or ui.perfetto.dev.".to_owned());
             }
-            out.push("Take the figures from benchmark.json.".to_owned());
+            out.push("Take the figures from `benchmark.json`.".to_owned());
         }
         "running" => out.push("Wait, or look at the live output of the run.".to_owned()),
         "refused" => {

@@ -46,6 +46,6 @@ pub fn render(view: &View<'_>) -> String {
         ));
     }
     line(&format!("traces: {} windows", report.traces.len()));
-    line(&format!("exit code: {}", exit_code(report.exit_code)));
+    line(&format!("exit code: {}", exit_code(report)));
     out
 }

@@ -25,7 +25,7 @@ pub fn count(n: u64) -> String {
     out
 }
 
-/// Three digits that matter: `0.0123`, `1.23`, `12.3`, `123`, `1,234`.
+/// Three digits that matter: `0.012`, `1.23`, `12.3`, `123`, `1,234`.
 pub fn figure(value: f64) -> String {
     let size = value.abs();
     if !value.is_finite() {
@@ -41,8 +41,7 @@ pub fn figure(value: f64) -> String {
         _ if size >= 10.0 => format!("{value:.1}"),
         _ if size >= 1.0 => format!("{value:.2}"),
         _ if size == 0.0 => "0".to_owned(),
-        _ if size >= 0.1 => format!("{value:.3}"),
-        _ => format!("{value:.4}"),
+        _ => format!("{value:.3}").trim_end_matches('0').trim_end_matches('.').to_owned(),
     }
 }
 
@@ -59,7 +58,7 @@ mod tests {
     #[test]
     fn figures_have_the_digits_that_matter() {
         let shown: Vec<String> =
-            [0.0, 0.01234, 0.1234, 1.234, 12.34, 123.4, 1234.5, -2000.0, f64::NAN].map(figure).into();
-        assert_eq!(shown, ["0", "0.0123", "0.123", "1.23", "12.3", "123", "1,235", "-2,000", "?"]);
+            [0.0, 0.01234, 0.05, 0.1234, 1.234, 12.34, 123.4, 1234.5, -2000.0, f64::NAN].map(figure).into();
+        assert_eq!(shown, ["0", "0.012", "0.05", "0.123", "1.23", "12.3", "123", "1,235", "-2,000", "?"]);
     }
 }

@@ -1,10 +1,10 @@
 //! Every attempt in full, folded: how it ended, what it was watched doing, who died how, and what was saved of it.
 
 use super::verdict::{change, excerpt, list, texts};
-use super::{View, charts, file_link, first_up, results, safe, section, verdict};
+use super::{View, charts, file_link, results, safe, section, verdict};
 use crate::event::{Evidence, ExitHow, Outcome, Phase, Severity};
 use crate::recovery::report::model::{Attempt, Process};
-use crate::recovery::report::story;
+use crate::recovery::report::story::{self, first_up, sentence};
 use crate::recovery::report::units::bytes;
 use crate::time::human;
 use maud::{Markup, html};
@@ -47,7 +47,7 @@ fn one(view: &View<'_>, attempt: &Attempt, subject: Option<u32>) -> Markup {
     html! {
         details.attempt id={ "attempt-" (number) } open[is_subject && outcome != Some(Outcome::Success)] {
             summary { "Attempt " (number) ": " b.(class) { (ended) } " " span.count { "after " (human(attempt.duration_s)) } }
-            @if let Some(ending) = &attempt.ending { p { (safe::clean(&first_up(&ending.reason))) "." } }
+            @if let Some(ending) = &attempt.ending { p { (safe::clean(&sentence(&ending.reason))) } }
             @else { p { "The journal ends in the middle of it." } }
             @if !attempt.mitigations.is_empty() {
                 p { strong { "It ran with changed settings:" } }
@@ -62,9 +62,12 @@ fn one(view: &View<'_>, attempt: &Attempt, subject: Option<u32>) -> Markup {
                 ul { @for still in &attempt.standstills { li { (first_up(&safe::clean(&still.to_string()))) } } }
             }
             (checks(attempt))
-            (list("What the log and the system said", attempt.findings.len(), html! {
-                ol.lines { @for finding in &attempt.findings { li { (safe::clean(finding)) } } }
-            }))
+            @if !attempt.findings.is_empty() {
+                details open[is_subject && attempt.verdict.is_none()] {
+                    summary { "What the log and the system said " span.count { (attempt.findings.len()) } }
+                    ol.lines { @for finding in &attempt.findings { li { (safe::clean(finding)) } } }
+                }
+            }
             (stacks(view, attempt))
             (evidence(attempt))
             (processes(attempt))

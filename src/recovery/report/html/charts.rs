@@ -42,7 +42,7 @@ pub(super) fn overview(report: &Report) -> Markup {
             @for attempt in report.attempts.iter().take(first) { (row(attempt, whole)) }
             @if left_out > 0 { p.note { (left_out) " attempts are not shown here." } }
             @for attempt in &report.attempts[report.attempts.len() - last..] { (row(attempt, whole)) }
-            div.runaxis aria-hidden="true" { span { "0" } span { (human(report.duration_s / 2)) } span { (human(report.duration_s)) } }
+            div.runrow aria-hidden="true" { span {} div.runaxis { span { "0" } span { (human(report.duration_s / 2)) } span { (human(report.duration_s)) } } }
         }
         (legend(&seen, false, false, false))
     })
@@ -144,7 +144,7 @@ fn draw(track: &Track, behind: &Backdrop<'_>) -> Vec<Markup> {
     let all = [
         one(
             "Requests so far",
-            Unit::Count,
+            Unit::Total,
             &[
                 line(M::Sent, "sent", "c2", false),
                 line(M::Completed, "succeeded", "c1", false),

@@ -1,12 +1,16 @@
 //! The end of the page: what happened when, what is needed to repeat it, and what nobody could measure.
 
-use super::{View, file_link, first_up, safe, section, verdict::list};
+use super::{View, file_link, safe, section, verdict::list};
 use crate::recovery::report::model::{Moment, Report};
+use crate::recovery::report::story::first_up;
 use maud::{Markup, html};
 use std::time::Duration;
 
 /// Lines of the timeline; a run of a whole night has hundreds, and all of them are in report.json.
 const MAX_MOMENTS: usize = 1200;
+
+/// A timeline of so many lines stands open.
+const MAX_OPEN: usize = 40;
 
 /// What happened when.
 pub(super) fn timeline(report: &Report) -> Markup {
@@ -16,7 +20,8 @@ pub(super) fn timeline(report: &Report) -> Markup {
     let all = report.timeline.as_slice();
     let half = MAX_MOMENTS / 2;
     let (head, tail) = if all.len() > MAX_MOMENTS { (&all[..half], &all[all.len() - half..]) } else { (all, &all[..0]) };
-    section("timeline", "Timeline", list("Phases, attempts and decisions", all.len(), html! {
+    section("timeline", "Timeline", html! { details open[all.len() <= MAX_OPEN] {
+        summary { "Phases, attempts and decisions " span.count { (all.len()) } }
         div.scroll { table.timeline {
             thead { tr { th.n { "time" } th.n { "attempt" } th { "what happened" } } }
             tbody {
@@ -25,7 +30,7 @@ pub(super) fn timeline(report: &Report) -> Markup {
                 @for moment in tail { (row(moment)) }
             }
         } }
-    }))
+    } })
 }
 
 fn row(moment: &Moment) -> Markup {

@@ -1,6 +1,6 @@
 //! What it failed of, and the evidence for it, folded out on demand.
 
-use super::{Excerpt, View, first_up, safe, section, ticked};
+use super::{Excerpt, View, safe, section, ticked};
 use crate::event::{Mitigation, Quote, Verdict};
 use crate::recovery::report::model::Attempt;
 use crate::recovery::report::story;
@@ -112,7 +112,7 @@ pub(super) fn excerpt(file: &Excerpt, title: &str) -> Markup {
     html! {
         details {
             summary { (title) @if !file.note.is_empty() { " " span.count { (file.note) } } }
-            p.label { (super::file_link(&format!("attempt-{}/{}", file.attempt, file.path), &first_up(&file.path))) }
+            p.label { (super::file_link(&format!("attempt-{}/{}", file.attempt, file.path), &file.path)) }
             pre.file {
                 @for (index, line) in safe::clean(&file.text).lines().enumerate() {
                     @let number = file.first_line + index as u64;
