@@ -3,10 +3,12 @@
 pub mod file;
 mod health;
 pub mod load;
+mod profile;
 pub mod settings;
 
 pub use health::{HealthPlan, OnHang, Patience};
 pub use load::{Endpoint, LoadPlan, OwnWorkload, Process};
+pub use profile::{ONCE_AT, ProfileMode, ProfilePlan, Rhythm, percent};
 
 use crate::error::{ExitCode, Failure};
 use crate::time::{opt_secs, secs};
@@ -25,16 +27,6 @@ pub enum ServerKind {
     Sim,
     /// Any OpenAI-compatible server; its command line stands after `--`.
     Command,
-}
-
-/// Whether the profiler records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ProfileMode {
-    /// Bounded windows inside the worker.
-    Windows,
-    /// Not at all.
-    Off,
 }
 
 /// Everything a run needs to know, validated. It is the first line of the journal, so a replay needs nothing else.
@@ -74,24 +66,6 @@ pub struct ServerPlan {
     pub extra: Vec<String>,
     /// Environment variables the user wants the server to have.
     pub env: BTreeMap<String, String>,
-}
-
-/// How the profiler records.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ProfilePlan {
-    /// On or off.
-    pub mode: ProfileMode,
-    /// A window closes after this many engine steps ...
-    pub window_steps: u32,
-    /// ... or after this long, whichever comes first.
-    #[serde(with = "secs")]
-    pub window: Duration,
-    /// The rest between two windows.
-    #[serde(with = "secs")]
-    pub rest: Duration,
-    /// A window in which no step happens for this long is closed.
-    #[serde(with = "secs")]
-    pub idle: Duration,
 }
 
 /// The budget of each phase.
@@ -141,13 +115,7 @@ impl Default for Plan {
                 extra: Vec::new(),
                 env: BTreeMap::new(),
             },
-            profile: ProfilePlan {
-                mode: ProfileMode::Windows,
-                window_steps: 20,
-                window: Duration::from_secs(2),
-                rest: Duration::from_secs(5),
-                idle: Duration::from_secs(1),
-            },
+            profile: ProfilePlan::default(),
             load: LoadPlan::default(),
             health: HealthPlan::default(),
             budgets: Budgets {
@@ -221,6 +189,16 @@ pub fn plan(defaults: Plan, given: &Given) -> Result<Plan, Failure> {
         problems.push(format!(
             "--deadline: {} leaves no room for a benchmark of {}: raise it, or lower --duration",
             crate::time::human(run),
+            crate::time::human(plan.load.duration)
+        ));
+    }
+    if !plan.profile.at.is_empty() && plan.profile.rhythm != Rhythm::Once {
+        problems.push("--profile-at: only `--profile once` opens windows at given times: add it".to_owned());
+    }
+    if let Some(late) = plan.profile.at.iter().find(|at| **at >= plan.load.duration) {
+        problems.push(format!(
+            "--profile-at: {} is not within the benchmark of {}: name an earlier time, or raise --duration",
+            crate::time::human(*late),
             crate::time::human(plan.load.duration)
         ));
     }

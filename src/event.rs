@@ -18,7 +18,7 @@ pub use measured::{
 };
 pub use signal::signal_name;
 pub use verdict::{Confidence, Mitigation, Quote, Retry, RuledOut, Verdict};
-pub use window::{SavedTrace, WindowEvent, WindowLine};
+pub use window::{SavedTrace, WindowContent, WindowEvent, WindowLine};
 
 use crate::config::Plan;
 use crate::time::{Stamp, opt_secs, secs};

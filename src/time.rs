@@ -128,6 +128,23 @@ pub mod opt_secs {
     }
 }
 
+/// The same for a list.
+pub mod secs_list {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::time::Duration;
+
+    /// Rounds as [`super::secs`] does.
+    pub fn serialize<S: Serializer>(values: &[Duration], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(values.iter().map(|value| (value.as_secs_f64() * 1e6).round() / 1e6))
+    }
+
+    /// Refuses what [`super::secs`] refuses.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Duration>, D::Error> {
+        let values = Vec::<f64>::deserialize(from)?;
+        values.into_iter().map(|s| Duration::try_from_secs_f64(s).map_err(serde::de::Error::custom)).collect()
+    }
+}
+
 /// `850 ms`, `2.5 s`, `90 s`, `10 min`: a duration for a sentence.
 pub fn human(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();

@@ -16,7 +16,9 @@ import torch
 # The profiler imports it on its first start, which takes seconds; the forks inherit it.
 import torch._inductor.config
 import varcas_recorder
-from varcas_recorder import Alone, Recorder, Together
+import varcas_rhythm
+from varcas_recorder import Recorder
+from varcas_rhythm import Alone, Together
 
 DIRECTORY = None
 REAL_EXPORT = torch.profiler.profile.export_chrome_trace
@@ -25,6 +27,8 @@ A = torch.ones(8, 8)
 
 class Scheduled:
     total_num_scheduled_tokens = 4
+    num_scheduled_tokens = {"a": 1, "b": 1, "c": 1, "d": 1}
+    scheduled_new_reqs = ()
 
 
 def recorder(ready=True, **settings):
@@ -88,6 +92,12 @@ def like_vllm():
     signal.signal(signal.SIGINT, handler)
 
 
+def tell_phase(rec, phase):
+    with open(os.path.join(DIRECTORY, "phase"), "w", encoding="ascii") as file:
+        file.write(phase)
+    until(lambda: rec.phase == phase, f"{phase} is known")
+
+
 def ask_to_close():
     open(os.path.join(DIRECTORY, "close"), "w", encoding="utf-8").close()
 
@@ -128,15 +138,84 @@ def a_window_closes_on_time():
     assert lines("closed")[0]["why"] == "time"
 
 
-def rest_follows_the_cost_when_there_is_a_budget():
-    rec = recorder(VARCAS_WINDOW_STEPS=5, VARCAS_REST_SECONDS=0, VARCAS_PROFILE_BUDGET=0.001)
-    until(lambda: step(rec) or lines("closed"), "closed")
-    closed = lines("closed")[0]
-    flush = closed["stop_s"] + closed["export_s"]
-    assert closed["rest_s"] > 100 * flush, closed
-    for _ in range(50):
+def a_budget_is_kept_and_each_choice_is_told():
+    rec = recorder(VARCAS_WINDOW_STEPS=20, VARCAS_REST_SECONDS=0, VARCAS_PROFILE_BUDGET=0.2)
+    until(lambda: step(rec) or len(lines("planned")) >= 8, "eight windows are paid for")
+    planned = lines("planned")
+    assert planned[-1]["taken"] < 0.25, planned[-1]
+    lengths = [line["last_step"] - line["first_step"] for line in lines("closed")]
+    assert lengths[:4] == [4, 8, 16, 20], lengths
+    assert [line["next_steps"] for line in planned[:3]] == [8, 16, 20], planned
+    assert all(line["cost_s"] > 0 and line["rest_s"] >= 0 for line in planned), planned
+    # What the steps held.
+    assert lines("closed")[0]["batch"] == [[0, 4, 4]] * 4, lines("closed")[0]
+
+
+def a_window_is_no_larger_than_asked():
+    rec = recorder(VARCAS_WINDOW_STEPS=1000, VARCAS_REST_SECONDS=0, VARCAS_PROFILE_BUDGET=0.9, VARCAS_WINDOW_BYTES=40000)
+    until(lambda: step(rec) or len(lines("closed")) >= 8, "eight windows")
+    closed = lines("closed")[3:]
+    assert max(line["bytes"] for line in closed) < 60000, closed
+    assert max(line["last_step"] - line["first_step"] for line in closed) < 100, closed
+
+
+def windows_open_at_the_times_asked_for():
+    rec = recorder(VARCAS_WINDOW_STEPS=5, VARCAS_REST_SECONDS=0, VARCAS_WINDOW_AT="0.2,0.1", VARCAS_PROFILE_BUDGET=0.05)
+    for _ in range(20):
         step(rec)
-    assert len(lines("opened")) == 1, "the rest is kept"
+    assert lines("opened") == [], "the load has not begun"
+    tell_phase(rec, "measuring")
+    until(lambda: step(rec) or len(lines("closed")) >= 2, "both windows")
+    since = rec.phase_since + time.time() - time.monotonic()
+    opened = [line["t"] - since for line in lines("opened")]
+    assert opened[0] > 0.09 and opened[1] > 0.19, opened
+    for _ in range(20):
+        step(rec)
+    assert [line["last_step"] - line["first_step"] for line in lines("closed")] == [5, 5]
+
+
+def each_phase_has_its_window_and_loading_has_none():
+    rec = recorder(ready=False, VARCAS_WINDOW_STEPS=5, VARCAS_REST_SECONDS=0, VARCAS_PROFILE_BUDGET=0.000001)
+    tell_phase(rec, "loading")
+    rec.loaded()
+    for _ in range(10):
+        step(rec)
+    assert lines("opened") == []
+    for phase in ("warm-up", "measuring"):
+        tell_phase(rec, phase)
+        until(lambda: step(rec) or rec.settling is None and lines("planned"), "settled")
+        for _ in range(20):
+            step(rec)
+    assert [line["phase"] for line in lines("closed")] == ["warm-up", "measuring"], lines()
+    assert trace(lines("closed")[1])["varcas_phase"] == "measuring"
+
+
+def without_memory_to_spare_nothing_is_recorded():
+    rec = recorder(VARCAS_WINDOW_STEPS=5, VARCAS_REST_SECONDS=0, VARCAS_MIN_MEMORY=10**15)
+    for _ in range(50):
+        rec.rest_until = 0
+        step(rec)
+    assert rec.steps == 50 and lines("opened") == [] and not rec.disabled
+    assert len(lines("held")) == 1 and "memory" in lines("held")[0]["reason"], lines()
+    rec.min_memory = 0
+    rec.rest_until = 0
+    step(rec)
+    assert len(lines("opened")) == 1
+
+
+def memory_that_windows_add_is_bounded():
+    rec = recorder(VARCAS_WINDOW_STEPS=5, VARCAS_REST_SECONDS=0, VARCAS_MAX_GROWTH=30000000)
+    kept = []
+    varcas_recorder._release = kept.append
+    for _ in range(3000):
+        if rec.disabled:
+            break
+        rec.begin(Scheduled)
+        for _ in range(1000):
+            torch.mm(A, A)
+        rec.end()
+    assert rec.disabled and "memory" in lines("disabled")[0]["reason"], lines("disabled")
+    assert all(trace(line)["traceEvents"] for line in lines("closed"))
 
 
 def nothing_is_recorded_before_loading_is_over():
@@ -391,23 +470,30 @@ def workers_open_on_the_same_step():
         for rank in (first, 1 - first):
             while at[rank] < turn + (3 if rank == first else 0):
                 rhythm = leader if rank == 0 else other
-                window = rhythm.due(at[rank], rank == 0 and at[rank] % 100 == 0)
+                window = rhythm.due(at[rank], lambda: 7 if rank == 0 and at[0] % 100 == 0 else None)
                 if window is not None:
                     opened[rank].append((window, at[rank]))
                 at[rank] += 1
     assert opened[0] == opened[1], opened
-    assert [entry[0] for entry in opened[0]] == list(range(len(opened[0]))) and len(opened[0]) >= 8, opened
+    assert [entry[0] for entry in opened[0]] == [(number, 7) for number in range(len(opened[0]))] and len(opened[0]) >= 8, opened
 
 
 def a_worker_that_comes_too_late_leaves_the_window_out():
     path = os.path.join(DIRECTORY, ".rhythm-0")
-    ahead = varcas_recorder.AHEAD_STEPS
+    ahead = varcas_rhythm.AHEAD_STEPS
     leader, late = Together(path, True), Together(path, False)
-    assert leader.due(0, True) is None
-    assert late.due(100, False) is None
-    assert leader.due(ahead, False) == 0
-    assert leader.due(101, True) is None
-    assert late.due(101 + ahead, False) == 1 and leader.due(101 + ahead, False) == 1
+
+    def wanted():
+        return 5
+
+    def unwanted():
+        return None
+
+    assert leader.due(0, wanted) is None
+    assert late.due(100, unwanted) is None
+    assert leader.due(ahead, unwanted) == (0, 5)
+    assert leader.due(101, wanted) is None
+    assert late.due(101 + ahead, unwanted) == (1, 5) and leader.due(101 + ahead, unwanted) == (1, 5)
     leader.end()
     assert not os.path.exists(path)
 
@@ -416,7 +502,12 @@ PROMISES = [
     a_window_holds_exactly_its_steps_and_their_sampling,
     a_pipeline_stage_without_sampling_counts_its_steps,
     a_window_closes_on_time,
-    rest_follows_the_cost_when_there_is_a_budget,
+    a_budget_is_kept_and_each_choice_is_told,
+    a_window_is_no_larger_than_asked,
+    windows_open_at_the_times_asked_for,
+    each_phase_has_its_window_and_loading_has_none,
+    without_memory_to_spare_nothing_is_recorded,
+    memory_that_windows_add_is_bounded,
     nothing_is_recorded_before_loading_is_over,
     a_step_without_tokens_opens_nothing,
     an_idle_engine_closes_its_window,

@@ -372,7 +372,7 @@ fn ranks_open_on_the_same_step_answer_a_request_to_close_and_sigkill_spares_fini
     server.until("both ranks have the same windows open", 60, |server| {
         steps.clear();
         for line in server.index() {
-            if let WindowEvent::Opened { window, step } = line.what {
+            if let WindowEvent::Opened { window, step, .. } = line.what {
                 steps.entry(line.rank).or_default().insert((window, step));
             }
         }

@@ -31,9 +31,16 @@ pub struct Options {
     /// The interpreter that has vLLM [default: python3 of $VIRTUAL_ENV or PATH]
     #[arg(long, value_name = "PATH")]
     pub python: Option<String>,
-    /// Record profiler windows inside the worker, or nothing: windows or off [default: windows]
+    /// Profiler windows inside the worker: light (2 % of the engine's time), standard (5 %), full (back to back, more than
+    /// half of the throughput), once (at --profile-at), or off [default: standard]
     #[arg(long, value_name = "MODE")]
     pub profile: Option<String>,
+    /// The share of its time that windows may take from the engine [default: 5%]
+    #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
+    pub profile_budget: Option<String>,
+    /// For --profile once: when windows open, counted from the begin of the load [default: 15s,45s,90s]
+    #[arg(long, value_name = "TIMES", allow_hyphen_values = true)]
+    pub profile_at: Option<String>,
     /// What follows when the server has stood still for too long: kill, or observe [default: kill]
     #[arg(long, value_name = "WHAT")]
     pub on_hang: Option<String>,
@@ -71,6 +78,8 @@ impl Options {
             ("server.kind", &self.server),
             ("server.python", &self.python),
             ("profile.mode", &self.profile),
+            ("profile.budget", &self.profile_budget),
+            ("profile.at", &self.profile_at),
             ("health.on-hang", &self.on_hang),
             ("health.rules", &self.rules),
             ("budgets.startup", &self.startup_timeout),

@@ -77,6 +77,13 @@ impl Reader<'_> {
                     None => Err("every item must be a text in quotes".to_owned()),
                 }
             }
+            (Kind::Spans(_), DeValue::Array(items)) => {
+                let words: Option<Vec<&str>> = items.iter().map(|item| item.get_ref().as_str()).collect();
+                match words {
+                    Some(words) => settings::set_text(self.plan, setting, &words.join(",")),
+                    None => Err("every item must be a duration in quotes, like \"30s\"".to_owned()),
+                }
+            }
             (Kind::Words(_), _) => Err("must be a list of texts, like [\"--dtype\", \"half\"]".to_owned()),
             (Kind::Pairs(set), DeValue::Table(pairs)) => {
                 for (key, value) in pairs {
@@ -110,7 +117,7 @@ impl Reader<'_> {
             (Kind::Whole(..) | Kind::Real(..), DeValue::Integer(number)) => {
                 settings::set_text(self.plan, setting, number.as_str())
             }
-            (Kind::Real(..), DeValue::Float(number)) => {
+            (Kind::Real(..) | Kind::Share(..), DeValue::Float(number)) => {
                 settings::set_text(self.plan, setting, number.as_str())
             }
             (Kind::Span(..), DeValue::Integer(number)) => {

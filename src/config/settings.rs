@@ -1,7 +1,7 @@
 //! Every setting once: its key in guard.toml, its flag, its type, and where it goes in the [`Plan`]. The file reader, the
 //! flags, the error messages and the reference in the documentation all come from this table.
 
-use super::{Endpoint, OnHang, OwnWorkload, Plan, Process, ProfileMode, ServerKind};
+use super::{Endpoint, OnHang, OwnWorkload, Plan, Process, ProfilePlan, ServerKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +18,10 @@ pub enum Kind {
     Real(f64, f64, fn(&mut Plan, f64)),
     /// `90s`, `10m`, `1h 30m`; at least this long.
     Span(Duration, fn(&mut Plan, Duration)),
+    /// `5%` or `0.05`, within these bounds.
+    Share(f64, f64, fn(&mut Plan, f64)),
+    /// A list of points in time: `10s,60s`.
+    Spans(fn(&mut Plan, Vec<Duration>)),
     /// True or false.
     Flag(fn(&mut Plan, bool)),
     /// A list of tables, read elsewhere.
@@ -99,16 +103,32 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "profile.mode",
         Some("--profile"),
-        Kind::Choice(&["windows", "off"], |p, v| {
-            p.profile.mode = if v == "off" { ProfileMode::Off } else { ProfileMode::Windows };
-        }),
-        "windows or off",
+        Kind::Choice(ProfilePlan::PRESETS, |p, v| p.profile.set_preset(v)),
+        "light (2 % of the engine's time), standard (5 %), full (back to back), once (at profile.at), windows (standard), or off",
+    ),
+    setting(
+        "profile.budget",
+        Some("--profile-budget"),
+        Kind::Share(0.001, 0.9, |p, v| p.profile.budget = v),
+        "the share of its time that windows may take from the engine",
+    ),
+    setting(
+        "profile.at",
+        Some("--profile-at"),
+        Kind::Spans(|p, v| p.profile.at = v),
+        "for profile.mode = \"once\": when windows open, counted from the begin of the load",
     ),
     setting(
         "profile.window-steps",
         None,
         Kind::Whole(1, 100_000, |p, v| p.profile.window_steps = u32::try_from(v).unwrap_or(u32::MAX)),
-        "a window closes after this many engine steps",
+        "a window closes after this many engine steps at the latest",
+    ),
+    setting(
+        "profile.window-events",
+        None,
+        Kind::Whole(1_000, 5_000_000, |p, v| p.profile.window_events = u32::try_from(v).unwrap_or(u32::MAX)),
+        "it is made no longer than about so many events fit into it",
     ),
     setting(
         "profile.window",
@@ -120,7 +140,7 @@ pub const SETTINGS: &[Setting] = &[
         "profile.rest",
         None,
         Kind::Span(Duration::ZERO, |p, v| p.profile.rest = v),
-        "the rest between two windows",
+        "the shortest rest between two windows",
     ),
     setting(
         "profile.idle",
@@ -477,6 +497,26 @@ pub fn set_text(plan: &mut Plan, setting: &Setting, text: &str) -> Result<(), St
                 return Err(format!("`{text}` is shorter than {}", crate::time::human(min)));
             }
             set(plan, span);
+        }
+        Kind::Share(min, max, set) => {
+            let given = text.trim();
+            let number = match given.strip_suffix('%') {
+                Some(percent) => percent.trim().parse::<f64>().map(|percent| percent / 100.0),
+                None => given.parse(),
+            };
+            let share =
+                number.map_err(|_| format!("`{text}` is not a share: write one like `5%` or `0.05`"))?;
+            if !(min..=max).contains(&share) {
+                let (min, max) = (super::percent(min), super::percent(max));
+                return Err(format!("`{text}` is out of range: {min}% to {max}%"));
+            }
+            set(plan, share);
+        }
+        Kind::Spans(set) => {
+            let spans: Result<Vec<Duration>, String> = text.split(',').map(parse_span).collect();
+            let mut spans = spans?;
+            spans.sort_unstable();
+            set(plan, spans);
         }
         Kind::Flag(set) => match text {
             "true" => set(plan, true),

@@ -35,6 +35,20 @@ pub struct SavedTrace {
     pub note: String,
 }
 
+/// What a window saw; empty where a worker does not tell.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WindowContent {
+    /// The phase of the run in which it closed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub phase: String,
+    /// Resident memory of the worker after it, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rss: Option<u64>,
+    /// For each step, in order, up to 256: prefill tokens, decode tokens, requests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub batch: Vec<[Option<u32>; 3]>,
+}
+
 /// What a worker says about its profiler.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "event")]
@@ -54,6 +68,9 @@ pub enum WindowEvent {
         window: u32,
         /// Steps the worker had executed before.
         step: u64,
+        /// The phase of the run, as far as the worker was told.
+        #[serde(default)]
+        phase: String,
     },
     /// Recording ended; stop and export are running, which can take long.
     Flushing {
@@ -78,8 +95,40 @@ pub enum WindowEvent {
         stop_s: f64,
         /// Seconds in the export.
         export_s: f64,
-        /// `steps | time | idle | asked | shutdown`.
+        /// `steps | time | memory | idle | asked | shutdown`.
         why: String,
+        /// What it saw.
+        #[serde(flatten)]
+        content: WindowContent,
+    },
+    /// What the window took from the engine in all, known a few steps after it, and what follows from it.
+    Planned {
+        /// The window.
+        window: u32,
+        /// Start, slower steps, stop, export, and what still waited behind it.
+        cost_s: f64,
+        /// Of this: the recorded steps were slower than their like at rest.
+        slower_s: f64,
+        /// Of this: the steps behind it were slower.
+        after_s: f64,
+        /// Share of the engine's working time that all windows together have taken so far.
+        taken: f64,
+        /// The engine's working time so far, in seconds.
+        worked_s: f64,
+        /// Length chosen for the next window.
+        next_steps: u64,
+        /// Work until it can be paid for, in seconds.
+        rest_s: f64,
+    },
+    /// No window opens for now.
+    Held {
+        /// Why.
+        reason: String,
+    },
+    /// The first profile of the process, which initialises Kineto and CUPTI, was made when loading was over.
+    Primed {
+        /// How long it took, in seconds.
+        seconds: f64,
     },
     /// This window is lost.
     Failed {

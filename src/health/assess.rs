@@ -290,7 +290,11 @@ impl Assessor {
                 self.open_flushes.retain(|(of, _)| *of != rank);
                 self.move_on(now);
             }
-            WindowEvent::Hello { .. } | WindowEvent::Opened { .. } => self.move_on(now),
+            WindowEvent::Hello { .. }
+            | WindowEvent::Opened { .. }
+            | WindowEvent::Planned { .. }
+            | WindowEvent::Primed { .. } => self.move_on(now),
+            WindowEvent::Held { .. } => {}
         }
         if self.phase != Phase::Flushing && self.open_flushes.is_empty() && !self.stock_flush {
             self.flush_began = None;

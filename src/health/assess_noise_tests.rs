@@ -60,6 +60,7 @@ fn disturb(world: &mut World, noise: &Noise, moves: bool) {
             recorded_s: 0.0,
             stop_s: 0.0,
             export_s: 0.0,
+            content: Default::default(),
             why: String::new(),
         })),
         _ => {}

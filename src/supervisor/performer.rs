@@ -200,7 +200,24 @@ impl Performer {
 
     /// Is told after every fact.
     pub fn phase(&self, phase: Phase) {
-        self.phase.send_if_modified(|now| std::mem::replace(now, phase) != phase);
+        if self.phase.send_if_modified(|now| std::mem::replace(now, phase) != phase)
+            && let Some(attempt) = &self.attempt
+        {
+            self.tell_workers(&attempt.dir.traces(), phase);
+        }
+    }
+
+    /// Windows are chosen by phase, and carry its name.
+    fn tell_workers(&self, traces: &Path, phase: Phase) {
+        if self.run.plan.profile.mode == ProfileMode::Windows
+            && matches!(phase, Phase::Loading | Phase::WarmUp | Phase::Measuring)
+            && let Err(error) = std::fs::write(traces.join(windows::PHASE), phase.to_string())
+        {
+            self.say(EventKind::Trouble {
+                what: "tell the workers which phase it is".to_owned(),
+                error: error.to_string(),
+            });
+        }
     }
 
     fn say(&self, fact: EventKind) {
@@ -239,6 +256,7 @@ impl Performer {
             std::fs::write(&path, text)
                 .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
+        self.tell_workers(&dir.traces(), Phase::Loading);
         let temp = std::env::temp_dir();
         let base = if temp.as_os_str().len() > 40 { Path::new("/tmp") } else { temp.as_path() };
         let scratch = reap::make_scratch(base)

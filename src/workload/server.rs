@@ -5,7 +5,7 @@
 //! passed to it; [`PROBE_PY`] learns that in a fraction of a second from the installed files, because importing vLLM takes ten
 //! seconds and more.
 
-use crate::config::{Plan, ProfileMode, ServerKind};
+use crate::config::{ONCE_AT, Plan, ProfileMode, Rhythm, ServerKind};
 use crate::event::{Check, ServerFacts, Severity};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -60,9 +60,12 @@ pub const SCRATCH_LIMIT: usize = 107 - 1 - 36;
 pub const WORKER_CLS: &str = "varcas_worker.Worker";
 
 /// File names and texts of what must lie in [`Places::python`].
-pub const PYTHON_FILES: [(&str, &str); 2] = [
+pub const PYTHON_FILES: [(&str, &str); 5] = [
     ("varcas_worker.py", include_str!("profiler/worker.py")),
     ("varcas_recorder.py", include_str!("profiler/recorder.py")),
+    ("varcas_rhythm.py", include_str!("profiler/rhythm.py")),
+    ("varcas_budget.py", include_str!("profiler/budget.py")),
+    ("varcas_system.py", include_str!("profiler/system.py")),
 ];
 
 /// How long vLLM may take to let requests end and windows close after SIGTERM, in the versions that can be told.
@@ -216,7 +219,17 @@ fn environment(
         set("VARCAS_TRACE_DIR", text(&places.traces));
         set("VARCAS_WINDOW_STEPS", profile.window_steps.to_string());
         set("VARCAS_WINDOW_SECONDS", profile.window.as_secs_f64().to_string());
+        set("VARCAS_WINDOW_EVENTS", profile.window_events.to_string());
         set("VARCAS_REST_SECONDS", profile.rest.as_secs_f64().to_string());
+        match profile.rhythm {
+            Rhythm::Budget => set("VARCAS_PROFILE_BUDGET", profile.budget.to_string()),
+            Rhythm::Full => set("VARCAS_REST_SECONDS", "0".to_owned()),
+            Rhythm::Once => {
+                let at = if profile.at.is_empty() { &ONCE_AT[..] } else { &profile.at };
+                let at: Vec<String> = at.iter().map(|at| at.as_secs_f64().to_string()).collect();
+                set("VARCAS_WINDOW_AT", at.join(","));
+            }
+        }
         set("VARCAS_IDLE_SECONDS", profile.idle.as_secs_f64().to_string());
     }
     set("VARCAS_EVIDENCE_DIR", text(&places.evidence));

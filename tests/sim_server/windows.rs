@@ -63,7 +63,7 @@ fn a_window_closes_after_its_steps_and_the_next_opens_after_a_rest() {
     assert!(
         matches!(kinds[0], WindowEvent::Hello { torch, activities } if torch == "2.9.1" && activities == &["CPU", "CUDA"])
     );
-    assert!(matches!(kinds[1], WindowEvent::Opened { window: 0, step: 0 }));
+    assert!(matches!(kinds[1], WindowEvent::Opened { window: 0, step: 0, .. }));
     assert!(matches!(kinds[2], WindowEvent::Flushing { window: 0 }));
     assert!(matches!(kinds[3], WindowEvent::Closed { window: 0, .. }));
     assert!(lines.iter().all(|line| line.pid == sim.engine()));

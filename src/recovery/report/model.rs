@@ -172,7 +172,7 @@ pub struct Process {
 }
 
 /// Counts of profiler windows.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Windows {
     /// Workers that said hello.
     pub workers: u32,
@@ -184,6 +184,15 @@ pub struct Windows {
     pub failed: Vec<String>,
     /// Workers that switched profiling off, each with its reason.
     pub disabled: Vec<String>,
+    /// Why no windows opened for a while.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<String>,
+    /// Share of the engine's working time that the windows took, by the last word of a worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<f64>,
+    /// The engine's working time, in seconds, up to then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worked_s: Option<f64>,
 }
 
 /// One line of the timeline.
@@ -456,6 +465,11 @@ fn window(out: &mut Windows, what: &WindowEvent) {
         WindowEvent::Closed { .. } => out.closed += 1,
         WindowEvent::Failed { window, error } => out.failed.push(format!("window {window}: {error}")),
         WindowEvent::Disabled { reason } => out.disabled.push(reason.clone()),
-        WindowEvent::Flushing { .. } | WindowEvent::Finished {} => {}
+        WindowEvent::Held { reason } => out.held.push(reason.clone()),
+        WindowEvent::Planned { taken, worked_s, .. } => {
+            out.taken = Some(*taken);
+            out.worked_s = Some(*worked_s);
+        }
+        WindowEvent::Flushing { .. } | WindowEvent::Primed { .. } | WindowEvent::Finished {} => {}
     }
 }

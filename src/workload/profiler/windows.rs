@@ -3,6 +3,8 @@
 //!
 //! What cannot be read to its end is left exactly as it lies and named: the salvage may still make something of it.
 
+#[cfg(doc)]
+use crate::event::Phase;
 use crate::event::{Trace, WindowEvent, WindowLine};
 use flate2::Compression;
 use flate2::bufread::MultiGzDecoder;
@@ -19,6 +21,9 @@ pub const INDEX: &str = "windows.jsonl";
 
 /// An empty file of this name in the trace folder asks every worker to close its window and to open no more.
 pub const CLOSE_REQUEST: &str = "close";
+
+/// The file of this name tells the workers in which phase the run is; in [`Phase::Loading`] they record nothing.
+pub const PHASE: &str = "phase";
 
 const PLAIN: &str = ".pt.trace.json";
 const PACKED: &str = ".pt.trace.json.gz";
@@ -89,6 +94,7 @@ impl Index {
             WindowEvent::Finished {} => {
                 self.finished.insert(rank);
             }
+            WindowEvent::Planned { .. } | WindowEvent::Held { .. } | WindowEvent::Primed { .. } => {}
         }
     }
 

@@ -14,7 +14,9 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as _Base
 
-from varcas_recorder import Alone, Recorder, Together, say
+from varcas_recorder import Recorder
+from varcas_rhythm import Alone, Together
+from varcas_system import say
 
 
 def _register_stacks():

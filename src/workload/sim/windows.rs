@@ -3,7 +3,7 @@
 use super::fault::{Faults, Phase, What, Who};
 use super::trace::Recording;
 use super::tree::{kill_self, sleep};
-use crate::event::{WindowEvent, WindowLine};
+use crate::event::{WindowContent, WindowEvent, WindowLine};
 use crate::time::{instant_now, wall_now};
 use nix::sys::signal::Signal;
 use std::io::Write;
@@ -17,6 +17,8 @@ struct Limits {
     window: Duration,
     rest: Duration,
     idle: Duration,
+    /// Share of time that flushing may take; 0 without one.
+    budget: f64,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,7 @@ impl Recorder {
                 window: env_duration("VARCAS_WINDOW_SECONDS", 2.0),
                 rest: env_duration("VARCAS_REST_SECONDS", 5.0),
                 idle: env_duration("VARCAS_IDLE_SECONDS", 1.0),
+                budget: env_number("VARCAS_PROFILE_BUDGET", 0.0),
             },
             events,
             seed,
@@ -97,8 +100,13 @@ impl Recorder {
                 last_step: now,
                 first: self.steps,
             };
-            self.say(WindowEvent::Opened { window: self.window, step: self.steps });
+            self.say(WindowEvent::Opened { window: self.window, step: self.steps, phase: self.phase() });
         }
+    }
+
+    /// As the guard tells it.
+    fn phase(&self) -> String {
+        std::fs::read_to_string(self.folder.join("phase")).unwrap_or_default().trim().to_owned()
     }
 
     /// After the model ran.
@@ -173,6 +181,10 @@ impl Recorder {
             }
         }
         let stop_s = stopping.elapsed().as_secs_f64();
+        if self.limits.budget > 0.0 {
+            let pay = Duration::try_from_secs_f64(stop_s / self.limits.budget).unwrap_or(Duration::MAX);
+            self.state = State::Resting(instant_now().checked_add(self.limits.rest.max(pay)));
+        }
         let exporting = instant_now();
         let file = format!("window-{window:04}-rank{}.pt.trace.json", self.rank);
         let recording = Recording {
@@ -203,6 +215,7 @@ impl Recorder {
                 stop_s,
                 export_s: exporting.elapsed().as_secs_f64(),
                 why: why.to_owned(),
+                content: WindowContent { phase: self.phase(), ..WindowContent::default() },
             }),
             Err(error) => {
                 let _ = std::fs::remove_file(&temporary);
