@@ -13,7 +13,7 @@ use varcas_guard::time::instant_now;
 
 fn main() {
     let mut numbers = std::env::args().skip(1).map(|word| word.parse::<usize>().unwrap());
-    let (events, attempts) = (numbers.next().unwrap_or(500_000), numbers.next().unwrap_or(4));
+    let (events, attempts) = (numbers.next().unwrap_or(report_support::NIGHT.0), numbers.next().unwrap_or(report_support::NIGHT.1));
     let folder = tempfile::tempdir().unwrap();
     let dir = RunDir::new(folder.path());
     let story = report_support::long(events, attempts);

@@ -9,7 +9,7 @@ use varcas_guard::event::{
     BenchSummary, Check, Confidence, Ending, EngineSample, Event, EventKind, Evidence, ExitHow, Finding, Gravity,
     GpuSample, HangKind, JOURNAL_VERSION, Latency, Leftover, LoadProgress, Mitigation, Outcome, Phase, ProcId,
     ProcSample, Quote, Reading, Retry, RuledOut, SavedTrace, ServerFacts, Severity, Suspicion, SuspicionStep, Trace,
-    Verdict, WindowEvent, WindowLine, WorkloadSummary,
+    Verdict, WindowContent, WindowEvent, WindowLine, WorkloadSummary,
 };
 use varcas_guard::time::Stamp;
 
@@ -154,7 +154,7 @@ impl Story {
 
     /// A window of a second, with its flush.
     pub(crate) fn profile(&mut self, window: u32) -> &mut Self {
-        self.window(WindowEvent::Opened { window, step: u64::from(window) * 100 }).wait(1000);
+        self.window(WindowEvent::Opened { window, step: u64::from(window) * 100, phase: "measuring".to_owned() }).wait(1000);
         self.window(WindowEvent::Flushing { window }).wait(300);
         self.window(WindowEvent::Closed {
             window,
@@ -166,6 +166,7 @@ impl Story {
             stop_s: 0.2,
             export_s: 0.1,
             why: "steps".to_owned(),
+            content: WindowContent::default(),
         })
     }
 
@@ -345,6 +346,22 @@ pub(crate) fn full() -> Story {
     story
 }
 
+/// A run that no retry could have cured.
+pub(crate) fn hopeless() -> Story {
+    let mut story = Story::begin();
+    story.attempt();
+    for n in 0..40 {
+        story.second(n, 1);
+    }
+    let crash = ending(Outcome::Crash, "VLLM::EngineCor (pid 11) ended with SIGABRT", Phase::Measuring);
+    story.end(&crash);
+    let verdict = Verdict { retry: Retry::No, ..verdict() };
+    story.say(EventKind::Judged { verdict: Box::new(verdict) });
+    story.close(crash, false).phase(Phase::Done);
+    story.finish(Outcome::Crash, 93, "it would fail the same way again");
+    story
+}
+
 /// A run that the preflight refused.
 pub(crate) fn refused() -> Story {
     let mut story = Story::begin();
@@ -377,6 +394,9 @@ pub(crate) fn killed() -> Story {
     });
     story
 }
+
+/// What the promise about time is measured with.
+pub(crate) const NIGHT: (usize, usize) = (500_000, 4);
 
 /// A long night: several attempts and as many events as asked for.
 pub(crate) fn long(events: usize, attempts: usize) -> Story {

@@ -115,7 +115,10 @@ pub fn chart(
     behind: &Backdrop<'_>,
     note: Option<&str>,
 ) -> Option<Markup> {
-    let lines: Vec<&Line> = lines.iter().filter(|line| track.has_line(line.metric)).collect();
+    let lines: Vec<&Line> = lines.iter().filter(|line| track.has_line(line.metric))
+        // That nothing failed is no line.
+        .filter(|line| line.metric != Metric::Failed || most(track.bins(line.metric)) > 0.0)
+        .collect();
     if lines.is_empty() {
         return None;
     }
@@ -150,7 +153,7 @@ pub fn chart(
                 }
                 (mark(track, &x, behind.failure))
             }
-            @if let Some(note) = note { p.note { (note) } }
+            p.note { @if let Some(note) = note { (note) } }
         }
     })
 }

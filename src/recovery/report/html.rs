@@ -7,10 +7,10 @@ mod attempts;
 mod charts;
 mod repeat;
 mod results;
-mod safe;
 mod verdict;
 
 use super::model::Report;
+use super::safe;
 use super::series::Series;
 use super::story::{self, Tone, first_up};
 use super::units::{bytes, count, figure};
@@ -29,8 +29,7 @@ pub fn render(view: &View<'_>) -> String {
     let report = view.report;
     let (tone, word) = story::headline(report);
     let title = story::title(report);
-    let title = safe::clean(&title);
-    html! {
+    let page = html! {
         (DOCTYPE)
         html lang="en" {
             head {
@@ -47,7 +46,7 @@ pub fn render(view: &View<'_>) -> String {
                     p.status { span.sign aria-hidden="true" { (sign(tone)) } " " (word) }
                     h1 { (first_up(&title)) }
                     (changed(report))
-                    div.story { @for sentence in &report.story { p { (safe::clean(sentence)) } } }
+                    div.story { @for sentence in &report.story { p { (sentence) } } }
                     (facts(report))
                 }
                 main {
@@ -74,8 +73,9 @@ pub fn render(view: &View<'_>) -> String {
                 }
             }
         }
-    }
-    .into_string()
+    };
+    // Of everything at once, so that no place can be forgotten.
+    safe::clean(&page.into_string()).into_owned()
 }
 
 /// A section of the page.
@@ -85,7 +85,12 @@ fn section(id: &str, title: &str, body: Markup) -> Markup {
 
 /// A relative link; no text of a log can turn it into anything else.
 fn file_link(path: &str, text: &str) -> Markup {
-    html! { a href=(safe::relative(path)) { (safe::clean(text)) } }
+    html! { a href=(safe::relative(path)) { (text) } }
+}
+
+/// Says where the rest is.
+fn more(count: usize) -> Markup {
+    html! { p.note { (count) " more are in " (file_link("report.json", "report.json")) "." } }
 }
 
 fn tone_class(tone: Tone) -> &'static str {
@@ -118,7 +123,7 @@ fn changed(report: &Report) -> Markup {
             p { strong { "These results were obtained with changed settings, not with those that were asked for:" } }
             ul {
                 @for change in &report.mitigations {
-                    li { strong { (verdict::change(change)) } " " (safe::clean(&change.why)) }
+                    li { strong { (verdict::change(change)) } " " (&change.why) }
                 }
             }
         }
@@ -154,7 +159,7 @@ fn to_do(report: &Report) -> Markup {
 /// Text in which `backticks` mark code.
 fn ticked(text: &str) -> Markup {
     html! {
-        @for (index, part) in safe::clean(text).split('`').enumerate() {
+        @for (index, part) in text.split('`').enumerate() {
             @if index % 2 == 0 { (part) } @else if part == "benchmark.json" { (file_link(part, part)) } @else { code { (part) } }
         }
     }
@@ -169,7 +174,7 @@ fn tiles(report: &Report) -> Markup {
         section.tiles aria-label="Key figures" {
             @if !bench.is_complete { (incomplete(bench)) }
             dl {
-                (tile("Requests", &format!("{} of {}", count(done), count(sent)), "succeeded"))
+                (tile("Requests", &count(done), &format!("of {} succeeded", count(sent))))
                 (tile("Throughput", &format!("{}/s", figure(bench.output_throughput)), "output tokens"))
                 (tile("TTFT", &latency(bench.ttft_ms.p50, bench.ttft_ms.n), &format!("median; p99 {}", latency(bench.ttft_ms.p99, bench.ttft_ms.n))))
                 (tile("TPOT", &latency(bench.tpot_ms.p50, bench.tpot_ms.n), &format!("median; p99 {}", latency(bench.tpot_ms.p99, bench.tpot_ms.n))))
@@ -187,7 +192,7 @@ fn tile(name: &str, value: &str, more: &str) -> Markup {
 fn incomplete(bench: &BenchSummary) -> Markup {
     let why = bench.incomplete_reason.as_deref().unwrap_or("no reason given");
     html! {
-        p.warning { strong { "The benchmark is incomplete" } " (" (safe::clean(why)) "): its figures describe only the part that ran." }
+        p.warning { strong { "The benchmark is incomplete" } " (" (why) "): its figures describe only the part that ran." }
     }
 }
 

@@ -418,7 +418,10 @@ impl Track {
             | WindowEvent::Failed { .. }
             | WindowEvent::Disabled { .. }
             | WindowEvent::Finished {} => return self.close(line.rank, now),
-            WindowEvent::Hello { .. } => return,
+            WindowEvent::Hello { .. }
+            | WindowEvent::Planned { .. }
+            | WindowEvent::Held { .. }
+            | WindowEvent::Primed { .. } => return,
         };
         self.close(line.rank, now);
         self.ranks.insert(line.rank, (now, flushing));

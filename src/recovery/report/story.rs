@@ -92,6 +92,16 @@ pub fn first_up(text: &str) -> String {
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
+/// A sentence as the second half of another.
+fn inside(text: &str) -> String {
+    let first = text.split(' ').next().unwrap_or_default();
+    if matches!(first, "The" | "A" | "An" | "It" | "No" | "Nothing" | "Something" | "Somebody" | "There" | "One") {
+        format!("{}{}", first.to_lowercase(), &text[first.len()..])
+    } else {
+        text.to_owned()
+    }
+}
+
 /// One sentence, whatever stood at the end of the text.
 pub fn sentence(text: &str) -> String {
     format!("{}.", first_up(text.trim().trim_end_matches('.')))
@@ -208,6 +218,7 @@ fn happened(report: &Report) -> String {
                     },
                 );
                 let why = attempt.verdict.as_ref().map_or(report.reason.as_str(), |v| v.explanation.as_str());
+                let why = inside(why);
                 sentence(&format!("attempt {number} {what}{}: {why}", phase(attempt)))
             }
             None => sentence(&report.reason),
@@ -322,6 +333,6 @@ fn to_do(report: &Report) -> Vec<String> {
         }
     }
     let doubtful = report.benchmark.as_ref().map(|bench| bench.warnings.as_slice()).unwrap_or_default();
-    out.extend(doubtful.iter().map(|warning| format!("Mind before you use the figures: {warning}.")));
+    out.extend(doubtful.iter().map(|warning| format!("Before you use the figures, mind this: {warning}.")));
     out
 }

@@ -1,11 +1,11 @@
 //! Every attempt in full, folded: how it ended, what it was watched doing, who died how, and what was saved of it.
 
 use super::verdict::{change, excerpt, list, texts};
-use super::{View, charts, file_link, results, safe, section, verdict};
+use super::{View, charts, file_link, more, results, section, verdict};
 use crate::event::{Evidence, ExitHow, Outcome, Phase, Severity};
 use crate::recovery::report::model::{Attempt, Process};
 use crate::recovery::report::story::{self, first_up, sentence};
-use crate::recovery::report::units::bytes;
+use crate::recovery::report::units::{bytes, figure};
 use crate::time::human;
 use maud::{Markup, html};
 
@@ -47,25 +47,25 @@ fn one(view: &View<'_>, attempt: &Attempt, subject: Option<u32>) -> Markup {
     html! {
         details.attempt id={ "attempt-" (number) } open[is_subject && outcome != Some(Outcome::Success)] {
             summary { "Attempt " (number) ": " b.(class) { (ended) } " " span.count { "after " (human(attempt.duration_s)) } }
-            @if let Some(ending) = &attempt.ending { p { (safe::clean(&sentence(&ending.reason))) } }
+            @if let Some(ending) = &attempt.ending { p { (&sentence(&ending.reason)) } }
             @else { p { "The journal ends in the middle of it." } }
             @if !attempt.mitigations.is_empty() {
                 p { strong { "It ran with changed settings:" } }
-                ul { @for other in &attempt.mitigations { li { (change(other)) ": " (safe::clean(&other.why)) } } }
+                ul { @for other in &attempt.mitigations { li { (change(other)) ": " (&other.why) } } }
             }
             (phases(attempt))
             @if !is_subject {
-                @if let Some(verdict) = &attempt.verdict { h3 { "Verdict" } (verdict::body(view, attempt, verdict)) }
+                @if let Some(verdict) = &attempt.verdict { h3 { "Verdict" } (verdict::body(view, attempt, verdict, true)) }
             }
             @if !attempt.standstills.is_empty() {
                 h3 { "Standstills" }
-                ul { @for still in &attempt.standstills { li { (first_up(&safe::clean(&still.to_string()))) } } }
+                ul { @for still in &attempt.standstills { li { (first_up(&still.to_string())) } } }
             }
             (checks(attempt))
             @if !attempt.findings.is_empty() {
                 details open[is_subject && attempt.verdict.is_none()] {
                     summary { "What the log and the system said " span.count { (attempt.findings.len()) } }
-                    ol.lines { @for finding in &attempt.findings { li { (safe::clean(finding)) } } }
+                    ol.lines { @for finding in &attempt.findings { li { (finding) } } }
                 }
             }
             (stacks(view, attempt))
@@ -102,8 +102,8 @@ fn checks(attempt: &Attempt) -> Markup {
     html! {
         h3 { "What the preflight found" }
         ul { @for check in bad { li {
-            b { (check.check) } ": " (safe::clean(&check.saw))
-            @if let Some(hint) = &check.hint { " (" (safe::clean(hint)) ")" }
+            b { (check.check) } ": " (&check.saw)
+            @if let Some(hint) = &check.hint { " (" (hint) ")" }
         } } }
     }
 }
@@ -135,6 +135,7 @@ fn title(path: &str) -> String {
 fn evidence(attempt: &Attempt) -> Markup {
     list("Evidence saved before the kill", attempt.evidence.len(), html! {
         ul { @for item in attempt.evidence.iter().take(MAX_ROWS) { li { (piece(attempt.number, item)) } } }
+        @if attempt.evidence.len() > MAX_ROWS { (more(attempt.evidence.len() - MAX_ROWS)) }
     })
 }
 
@@ -142,9 +143,9 @@ fn piece(attempt: u32, item: &Evidence) -> Markup {
     html! {
         @match &item.file {
             Some(file) => { (file_link(&format!("attempt-{attempt}/evidence/{file}"), &item.what)) ", " (bytes(item.bytes)) }
-            None => (safe::clean(&item.what)),
+            None => (&item.what),
         }
-        @if let Some(problem) = &item.problem { ": " (safe::clean(problem)) }
+        @if let Some(problem) = &item.problem { ": " (problem) }
     }
 }
 
@@ -156,11 +157,11 @@ fn processes(attempt: &Attempt) -> Markup {
         div.scroll { table {
             thead { tr { th { "process" } th.n { "pid" } th { "ended with" } } }
             tbody { @for process in part.iter().take(MAX_ROWS) { tr {
-                td { (safe::clean(&process.comm)) } td.n { (process.proc.pid) }
+                td { (&process.comm) } td.n { (process.proc.pid) }
                 td { @match process.ended { Some(how) => (how), None => "nobody saw it end" } }
             } } }
         } }
-        @if part.len() > MAX_ROWS { p.note { (part.len() - MAX_ROWS) " more are in " (file_link("report.json", "report.json")) "." } }
+        @if part.len() > MAX_ROWS { (more(part.len() - MAX_ROWS)) }
     };
     html! {
         (list("Processes and how each ended", told.len(), rows(&told)))
@@ -174,9 +175,12 @@ fn windows(attempt: &Attempt) -> Markup {
         w.failed.iter().chain(&w.disabled).chain(&attempt.trace_problems).take(MAX_ROWS).cloned().collect();
     html! {
         @if w.workers > 0 {
-            p { "Profiler: " (w.opened) " windows opened and " (w.closed) " closed by " (w.workers) " worker" @if w.workers != 1 { "s" } "." }
+            p { "Profiler: " (w.opened) " windows opened and " (w.closed) " closed by " (w.workers) " worker" @if w.workers != 1 { "s" } "."
+                @if let Some(taken) = w.taken { " They took " (figure(taken * 100.0)) " % of the engine's working time." }
+            }
         }
         (texts("Windows and traces that were lost", &lost))
+        (texts("Why no window opened for a while", &w.held))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What was brought home: the benchmark and the traces.
 
-use super::{file_link, incomplete, safe, section, verdict::list};
+use super::{file_link, incomplete, more, section, verdict::list};
 use crate::event::{BenchSummary, Latency, SavedTrace, Trace, WorkloadSummary};
 use crate::recovery::report::model::Report;
 use crate::recovery::report::units::{bytes, count, figure};
@@ -44,9 +44,9 @@ pub(super) fn tables(bench: &BenchSummary) -> Markup {
         } }
         @if !bench.by_workload.is_empty() { (workloads(&bench.by_workload, bench.duration.as_secs_f64())) }
         (list("Failed and cancelled requests by kind", bench.errors.len(), html! {
-            dl.ruled { @for (class, number) in &bench.errors { dt { (safe::clean(class)) } dd { (count(*number)) } } }
+            dl.ruled { @for (class, number) in &bench.errors { dt { (class) } dd { (count(*number)) } } }
         }))
-        @for warning in &bench.warnings { p.warning { "Doubtful: " (safe::clean(warning)) "." } }
+        @for warning in &bench.warnings { p.warning { "Doubtful: " (warning) "." } }
     }
 }
 
@@ -74,7 +74,7 @@ fn workloads(all: &[WorkloadSummary], seconds: f64) -> Markup {
                 @if limits { th.n { "goodput" } }
             } }
             tbody { @for w in all { tr {
-                th scope="row" { (safe::clean(&w.name)) }
+                th scope="row" { (&w.name) }
                 td.n { (count(w.completed)) } td.n { (count(w.failed)) }
                 td.n { (figure(w.mean_prompt_tokens)) } td.n { (figure(w.mean_output_tokens)) }
                 td.n { (pair(&w.ttft_ms)) } td.n { (pair(&w.tpot_ms)) } td.n { (pair(&w.e2el_ms)) }
@@ -130,7 +130,7 @@ fn trace_table(traces: &[Trace], attempt: u32) -> Markup {
         (rows(open))
         (list("Further windows", folded.len(), html! {
             (rows(shown))
-            @if shown.len() < folded.len() { p.note { (folded.len() - shown.len()) " more are in " (file_link("report.json", "report.json")) "." } }
+            @if shown.len() < folded.len() { (more(folded.len() - shown.len())) }
         }))
     }
 }
@@ -144,10 +144,10 @@ fn halves(saved: &[(u32, &SavedTrace)]) -> Markup {
             tbody { @for (attempt, half) in saved.iter().take(MAX_TRACES) { tr {
                 td { @match &half.file {
                     Some(file) => { (file_link(&format!("attempt-{attempt}/traces/{file}"), file)) }
-                    None => { (safe::clean(&half.from)) ": " (half.status) }
+                    None => { (&half.from) ": " (half.status) }
                 } }
                 td.n { (attempt) } td.n { (count(half.events)) } td.n { (count(half.dropped)) }
-                td { (half.missing.join(", ")) } td { (safe::clean(&half.note)) }
+                td { (half.missing.join(", ")) } td { (&half.note) }
             } } }
         } }
     }

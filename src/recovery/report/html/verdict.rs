@@ -1,22 +1,25 @@
 //! What it failed of, and the evidence for it, folded out on demand.
 
-use super::{Excerpt, View, safe, section, ticked};
+use super::{Excerpt, View, more, section, ticked};
 use crate::event::{Mitigation, Quote, Verdict};
 use crate::recovery::report::model::Attempt;
-use crate::recovery::report::story;
+use crate::recovery::report::{safe, story};
 use maud::{Markup, html};
 
 /// The verdict on the attempt that the report is about.
 pub(super) fn of_run(view: &View<'_>) -> Markup {
     let Some(attempt) = story::subject(view.report) else { return html! {} };
     match &attempt.verdict {
-        Some(verdict) => section("verdict", "Verdict", body(view, attempt, verdict)),
+        Some(verdict) => section("verdict", "Verdict", body(view, attempt, verdict, false)),
         None => html! {},
     }
 }
 
-/// A verdict with its evidence.
-pub(super) fn body(view: &View<'_>, attempt: &Attempt, verdict: &Verdict) -> Markup {
+/// Lines and reasons of one kind.
+const MOST: usize = 60;
+
+/// A verdict with its evidence; with its advice, unless that stands elsewhere on the page.
+pub(super) fn body(view: &View<'_>, attempt: &Attempt, verdict: &Verdict, with_advice: bool) -> Markup {
     html! {
         div.verdict {
             p.cause {
@@ -25,8 +28,8 @@ pub(super) fn body(view: &View<'_>, attempt: &Attempt, verdict: &Verdict) -> Mar
                 span.badge { (verdict.outcome) } " "
                 span.badge { "trying again: " (retry(verdict)) }
             }
-            p { (safe::clean(&verdict.explanation)) }
-            @if !verdict.advice.trim().is_empty() { p.advice { (ticked(&verdict.advice)) } }
+            p { (&story::sentence(&verdict.explanation)) }
+            @if with_advice && !verdict.advice.trim().is_empty() { p.advice { (ticked(&story::sentence(&verdict.advice))) } }
             @if let Some(quote) = &verdict.decisive {
                 p.label { "The decisive line" }
                 (quoted(attempt.number, quote))
@@ -34,18 +37,18 @@ pub(super) fn body(view: &View<'_>, attempt: &Attempt, verdict: &Verdict) -> Mar
             @let log = view.files_of(attempt.number).find(|file| file.log);
             @if let Some(log) = log { (excerpt(log, "The log around it")) }
             (list("Lines that only follow from it", verdict.consequences.len(), html! {
-                @for quote in &verdict.consequences { (quoted(attempt.number, quote)) }
+                @for quote in verdict.consequences.iter().take(MOST) { (quoted(attempt.number, quote)) }
             }))
             (texts("What else speaks for it", &verdict.supports))
             (texts("What speaks against it", &verdict.contradicts))
             (list("What it was not", verdict.ruled_out.len(), html! {
-                dl.ruled { @for other in &verdict.ruled_out {
-                    dt { (story::cause(&other.cause)) } dd { (safe::clean(&other.why)) }
+                dl.ruled { @for other in verdict.ruled_out.iter().take(MOST) {
+                    dt { (story::cause(&other.cause)) } dd { (&other.why) }
                 } }
             }))
             (texts("Sources that could not be read", &verdict.missing))
             (list("Where it is known from", verdict.references.len(), html! {
-                ul { @for reference in &verdict.references { li { (link(reference)) } } }
+                ul { @for reference in verdict.references.iter().take(MOST) { li { (link(reference)) } } }
             }))
         }
     }
@@ -60,7 +63,7 @@ fn retry(verdict: &Verdict) -> &'static str {
 }
 
 fn quoted(attempt: u32, quote: &Quote) -> Markup {
-    let source = safe::clean(&quote.source);
+    let source = &quote.source;
     html! {
         figure.quote {
             figcaption {
@@ -69,7 +72,7 @@ fn quoted(attempt: u32, quote: &Quote) -> Markup {
                 } @else { (source) }
                 @if let Some(line) = quote.line { ", line " (line) }
             }
-            pre { (safe::clean(&quote.text)) }
+            pre { (&quote.text) }
         }
     }
 }
@@ -83,13 +86,16 @@ pub(super) fn list(title: &str, count: usize, body: Markup) -> Markup {
 }
 
 pub(super) fn texts(title: &str, texts: &[String]) -> Markup {
-    list(title, texts.len(), html! { ul { @for text in texts { li { (safe::clean(text)) } } } })
+    list(title, texts.len(), html! {
+        ul { @for text in texts.iter().take(MOST) { li { (text) } } }
+        @if texts.len() > MOST { (more(texts.len() - MOST)) }
+    })
 }
 
 fn link(reference: &str) -> Markup {
     match safe::web(reference) {
         Some(place) => html! { a href=(place) rel="noreferrer noopener" { (reference) } },
-        None => html! { (safe::clean(reference)) },
+        None => html! { (reference) },
     }
 }
 
@@ -97,11 +103,11 @@ fn link(reference: &str) -> Markup {
 pub(super) fn change(change: &Mitigation) -> Markup {
     let shown = |value: &str| if safe::secret(&change.setting) { safe::HIDDEN.to_owned() } else { value.to_owned() };
     html! {
-        code { (safe::clean(&change.setting)) } " "
+        code { (&change.setting) } " "
         @match (change.from.as_deref(), change.to.as_deref()) {
-            (Some(from), Some(to)) if !from.is_empty() => { (safe::clean(&shown(from))) " \u{2192} " (safe::clean(&shown(to))) }
+            (Some(from), Some(to)) if !from.is_empty() => { (&shown(from)) " \u{2192} " (&shown(to)) }
             (_, Some("")) => "added",
-            (_, Some(to)) => { "set to " (safe::clean(&shown(to))) }
+            (_, Some(to)) => { "set to " (&shown(to)) }
             (_, None) => "taken away",
         }
     }
@@ -114,7 +120,7 @@ pub(super) fn excerpt(file: &Excerpt, title: &str) -> Markup {
             summary { (title) @if !file.note.is_empty() { " " span.count { (file.note) } } }
             p.label { (super::file_link(&format!("attempt-{}/{}", file.attempt, file.path), &file.path)) }
             pre.file {
-                @for (index, line) in safe::clean(&file.text).lines().enumerate() {
+                @for (index, line) in file.text.lines().enumerate() {
                     @let number = file.first_line + index as u64;
                     @if file.decisive == Some(number) { mark { (line) } } @else { (line) }
                     "\n"
