@@ -3,12 +3,14 @@
 //!     cargo run --release --example salvage_trials -- prefix TRACE.json...
 //!     cargo run --release --example salvage_trials -- damage ROUNDS TRACE.json...
 //!     cargo run --release --example salvage_trials -- compress LEVEL WORKERS TRACE.json
+//!     cargo run --release --example salvage_trials -- window TRACE.json
 //!     cargo run --release --example salvage_trials -- sample COUNT OUT_DIR TRACE.json...
 //!     cargo run --release --example salvage_trials -- linear
 //!     cargo run --release --example salvage_trials -- grow BYTES TRACE.json > LARGE.json
 //!
-//! `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places. `linear` times
-//! texts that are bad on purpose at doubling sizes. `grow` repeats the events of a trace.
+//! `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places. `window`
+//! checks, counts and compresses a finished window as a run does. `linear` times texts that are bad on purpose at doubling
+//! sizes. `grow` repeats the events of a trace.
 
 #[path = "../tests/salvage/common.rs"]
 #[expect(dead_code, reason = "the tests use the rest of it")]
@@ -20,7 +22,7 @@ use serde::de::IgnoredAny;
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use varcas_guard::recovery::salvage::compress::GzipWriter;
+use varcas_guard::gz::GzipWriter;
 use varcas_guard::recovery::salvage::job::{self, Salvaged, Status};
 use varcas_guard::recovery::salvage::places;
 
@@ -49,6 +51,13 @@ fn main() {
             let mut writer = GzipWriter::new(Vec::new(), level, workers).expect("memory takes it");
             writer.write_all(&text).expect("memory takes it");
             println!("{} bytes", writer.finish().expect("memory takes it").len());
+        }
+        "window" => {
+            let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
+            let name = folder.path().join("window-0001-rank0.pt.trace.json");
+            std::fs::copy(&arguments[2], name).expect("there is room in /dev/shm");
+            let (traces, problems) = varcas_guard::workload::profiler::windows::collect(folder.path());
+            println!("{} bytes, {} events, {problems:?}", traces[0].bytes, traces[0].events);
         }
         other => panic!("no trial is called {other}"),
     }

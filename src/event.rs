@@ -6,6 +6,7 @@
 
 mod finding;
 mod measured;
+pub mod profile;
 mod signal;
 mod verdict;
 mod window;
@@ -16,6 +17,7 @@ pub use measured::{
     BenchSummary, EngineSample, GpuDetails, GpuHolder, GpuSample, Latency, LoadProgress, ProcSample, Reading,
     WorkloadSummary,
 };
+pub use profile::ProfileSummary;
 pub use signal::signal_name;
 pub use verdict::{Confidence, Mitigation, Quote, Retry, RuledOut, Verdict};
 pub use window::{SavedTrace, WindowContent, WindowEvent, WindowLine};
@@ -462,6 +464,8 @@ pub enum EventKind {
         /// What we removed: sockets, shared memory, temporary folders.
         removed: Vec<String>,
     },
+    /// What the complete traces of the attempt show. Told before `TracesCollected`.
+    Profiled(Box<ProfileSummary>),
     /// The traces of the attempt, checked and compressed.
     TracesCollected {
         /// The complete ones.

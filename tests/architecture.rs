@@ -14,6 +14,7 @@ const PURE: &[&str] = &[
     "event.rs",
     "event/finding.rs",
     "event/measured.rs",
+    "event/profile.rs",
     "event/signal.rs",
     "event/verdict.rs",
     "event/window.rs",
@@ -35,6 +36,14 @@ const PURE: &[&str] = &[
     "health/log_rules.rs",
     "health/system.rs",
     "workload/server.rs",
+    "workload/profiler/analyse.rs",
+    "workload/profiler/analyse/intervals.rs",
+    "workload/profiler/analyse/names.rs",
+    "workload/profiler/analyse/nesting.rs",
+    "workload/profiler/composition.rs",
+    "workload/profiler/merge.rs",
+    "workload/profiler/read.rs",
+    "workload/profiler/summary.rs",
     "workload/load/arrivals.rs",
     "workload/load/dataset.rs",
     "workload/load/http1.rs",
@@ -59,6 +68,7 @@ const PURE: &[&str] = &[
     "recovery/report/markdown.rs",
     "recovery/report/missing.rs",
     "recovery/report/model.rs",
+    "recovery/report/profile.rs",
     "recovery/report/safe.rs",
     "recovery/report/series.rs",
     "recovery/report/story.rs",
@@ -132,7 +142,7 @@ fn inner_rooms_use_neither_the_supervisor_nor_each_other() {
 #[test]
 fn the_shared_vocabulary_uses_no_room() {
     for (name, text) in sources() {
-        let shared = ["event", "time", "config", "error"];
+        let shared = ["event", "time", "config", "error", "gz"];
         if shared.iter().any(|file| name == format!("{file}.rs") || name.starts_with(&format!("{file}/"))) {
             for room in ROOMS.iter().chain(&["cli"]) {
                 assert!(!code(&text).contains(&format!("crate::{room}")), "{name} uses {room}");

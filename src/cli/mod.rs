@@ -10,5 +10,6 @@ pub mod root;
 pub mod run;
 pub mod salvage;
 mod sweep;
+pub mod traces;
 
 pub use root::main;

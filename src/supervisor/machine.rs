@@ -152,6 +152,7 @@ impl Machine {
             | EventKind::KeeperStarted { .. }
             | EventKind::ServerEnvironment { .. }
             | EventKind::Trouble { .. }
+            | EventKind::Profiled(_)
             | EventKind::GuardDied { .. } => {}
             EventKind::ProcessSeen { proc, ppid, comm } => self.family.seen(*proc, *ppid, comm),
             EventKind::Window(line) => {

@@ -567,12 +567,16 @@ impl Performer {
         let (facts, run) = (self.facts.clone(), Arc::clone(&self.run));
         let dir = run.dir.attempt(self.number);
         tokio::task::spawn_blocking(move || {
-            let (traces, problems) = if run.plan.profile.mode == ProfileMode::Windows && dir.traces().is_dir()
-            {
-                windows::collect(&dir.traces())
+            let windows = run.plan.profile.mode == ProfileMode::Windows && dir.traces().is_dir();
+            let collected = if windows {
+                windows::collect_and_profile(&dir.traces())
             } else {
-                (Vec::new(), Vec::new())
+                windows::Collected::default()
             };
+            let windows::Collected { traces, problems, profile } = collected;
+            if let Some(profile) = profile {
+                drop(facts.send(EventKind::Profiled(Box::new(profile))));
+            }
             let places: Vec<PathBuf> =
                 [dir.traces(), dir.tmp()].into_iter().filter(|path| path.is_dir()).collect();
             let whole: Vec<PathBuf> = traces.iter().map(|trace| dir.traces().join(&trace.file)).collect();

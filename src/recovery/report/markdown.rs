@@ -4,7 +4,7 @@ use super::View;
 use super::model::{Attempt, Report};
 use super::story;
 use super::units::{bytes, count, figure};
-use super::{missing, safe};
+use super::{missing, profile, safe};
 use crate::event::{BenchSummary, Latency, Phase, Quote, Severity, Verdict};
 use crate::time::human;
 use std::fmt::Write;
@@ -64,6 +64,11 @@ fn write(out: &mut String, view: &View<'_>) -> std::fmt::Result {
         benchmark(out, bench)?;
     }
     traces(out, report)?;
+    let counts = report.attempts.iter().find(|attempt| Some(attempt.number) == report.counts);
+    if let Some(profile) = counts.and_then(|attempt| attempt.profile.as_ref()) {
+        writeln!(out, "## What the windows saw\n")?;
+        profile::section(out, profile)?;
+    }
     writeln!(out, "## Attempts\n")?;
     let subject = story::subject(report).map(|attempt| attempt.number);
     for attempt in &report.attempts {

@@ -7,6 +7,7 @@ pub mod html;
 pub mod markdown;
 pub mod missing;
 pub mod model;
+pub mod profile;
 mod safe;
 pub mod series;
 pub mod story;

@@ -7,7 +7,7 @@ use super::story;
 use crate::config::Plan;
 use crate::event::{
     BenchSummary, Check, Ending, Event, EventKind, Evidence, ExitHow, Leftover, Mitigation, Outcome, Phase,
-    ProcId, Reading, SavedTrace, ServerFacts, Severity, Suspicion, SuspicionStep, Trace, Verdict, WindowEvent,
+    ProcId, ProfileSummary, Reading, SavedTrace, ServerFacts, Severity, Suspicion, SuspicionStep, Trace, Verdict, WindowEvent,
     signal_name, words::sentence,
 };
 use crate::time::secs;
@@ -106,7 +106,7 @@ pub struct Attempt {
     pub ending: Option<Ending>,
     /// What it failed of.
     #[serde(default)]
-    pub verdict: Option<Box<Verdict>>,
+    pub verdict: Option<Verdict>,
     /// What was changed for it.
     #[serde(default)]
     pub mitigations: Vec<Mitigation>,
@@ -132,6 +132,9 @@ pub struct Attempt {
     pub traces: Vec<Trace>,
     /// Files in the trace folder that are no complete traces.
     pub trace_problems: Vec<String>,
+    /// What the complete traces show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Box<ProfileSummary>>,
     /// What was saved of halves.
     #[serde(default)]
     pub saved: Vec<SavedTrace>,
@@ -371,6 +374,7 @@ impl Open {
             benchmark: None,
             traces: Vec::new(),
             trace_problems: Vec::new(),
+            profile: None,
             findings: Vec::new(),
             evidence: Vec::new(),
             saved: Vec::new(),
@@ -398,7 +402,7 @@ impl Open {
             EventKind::AttemptEnding(ending) | EventKind::AttemptEnded(ending) => {
                 out.ending = Some(ending.clone())
             }
-            EventKind::Judged { verdict } => out.verdict = Some(verdict.clone()),
+            EventKind::Judged { verdict } => out.verdict = Some((**verdict).clone()),
             EventKind::PreflightFinished { checks, .. } => {
                 out.checks = checks.iter().filter(|check| check.severity > Severity::Ok).cloned().collect();
             }
@@ -430,6 +434,7 @@ impl Open {
             EventKind::EvidenceSaved { items } => out.evidence.clone_from(items),
             EventKind::Window(line) => window(&mut out.windows, &line.what),
             EventKind::LoadFinished { summary } => out.benchmark = Some((**summary).clone()),
+            EventKind::Profiled(profile) => out.profile = Some(profile.clone()),
             EventKind::TracesCollected { traces, problems, saved } => {
                 out.saved.clone_from(saved);
                 out.traces.clone_from(traces);

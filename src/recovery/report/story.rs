@@ -68,7 +68,7 @@ pub fn subject(report: &Report) -> Option<&Attempt> {
 
 /// The verdict on the attempt that the report is about.
 pub fn verdict(report: &Report) -> Option<&Verdict> {
-    subject(report)?.verdict.as_deref()
+    subject(report)?.verdict.as_ref()
 }
 
 /// The title line: what happened in half a sentence.
@@ -316,7 +316,7 @@ fn to_do(report: &Report) -> Vec<String> {
         }
         "stopped" => out.push("Start it again when it suits; what was measured so far is kept.".to_owned()),
         _ => {
-            let verdict = subject.and_then(|attempt| attempt.verdict.as_deref());
+            let verdict = subject.and_then(|attempt| attempt.verdict.as_ref());
             match verdict {
                 Some(verdict) => {
                     if !verdict.advice.trim().is_empty() {

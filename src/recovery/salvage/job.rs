@@ -1,6 +1,5 @@
 //! One trace after the other: look at every half, take the most complete, write what is worth writing.
 
-use super::compress::{GzipWriter, workers};
 use super::facts::Facts;
 use super::places::{self, Half, InUse, OUTPUT, Trace};
 use super::source::{Distrust, Fate, Member, Source};
@@ -8,6 +7,7 @@ use super::stream::{Damage, Place, Sink, Walker};
 use super::weave::{Mark, Weaver};
 use super::write::Pending;
 use crate::event::SavedTrace;
+use crate::gz::{self, GzipWriter};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
@@ -18,10 +18,6 @@ const WINDOW: usize = 256 << 10;
 /// Text before the first sign of damage in a gzip that may already be wrong without showing it. Eight times as much
 /// catches half of what is left and loses far more (docs/measurements-salvage.md).
 const MARGIN: u64 = 2048;
-/// Compression of the outputs. On an H100 trace, 6 takes half as long again for 3 per cent
-/// (docs/measurements-salvage.md).
-pub const LEVEL: u32 = 5;
-
 /// What became of a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -449,7 +445,7 @@ fn produce(
 ) -> io::Result<()> {
     let name = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let pending = Pending::create(target)?;
-    let gzip = GzipWriter::new(io::BufWriter::new(pending), LEVEL, workers())?;
+    let gzip = GzipWriter::new(io::BufWriter::new(pending), gz::LEVEL, gz::workers())?;
     let gzip = weave(&half.path, exam, record, &name, gzip, options.progress)?;
     let pending = gzip.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
     let keep = (options.in_place && target.exists()).then(|| broken_name(target));

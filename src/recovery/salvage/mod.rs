@@ -2,7 +2,6 @@
 //! through one (`scan` below it, `repair` beside it), `facts` remembers what a cut trace lacks, `weave` makes the
 //! output, `write` puts it on the disk, `job` does one trace after the other.
 
-pub mod compress;
 pub mod facts;
 pub mod habits;
 pub mod job;

@@ -3,15 +3,17 @@
 //!
 //! What cannot be read to its end is left exactly as it lies and named: the salvage may still make something of it.
 
+use super::analyse::{Analyser, WindowProfile};
+use super::composition;
+use super::merge::MERGED;
+use super::read::read;
+use super::summary::Aggregate;
 #[cfg(doc)]
 use crate::event::Phase;
-use crate::event::{Trace, WindowEvent, WindowLine};
-use flate2::Compression;
+use crate::event::{ProfileSummary, Trace, WindowEvent, WindowLine};
+use crate::gz::{self, GzipWriter};
 use flate2::bufread::MultiGzDecoder;
-use flate2::write::GzEncoder;
-use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::Path;
@@ -29,8 +31,8 @@ const PLAIN: &str = ".pt.trace.json";
 const PACKED: &str = ".pt.trace.json.gz";
 /// End of the names of what the salvage made.
 const SALVAGED: &str = ".salvaged.pt.trace.json.gz";
-/// On an H100 trace, levels above this cost twice the time for a few per cent.
-const LEVEL: u32 = 4;
+/// Reading a window keeps one core busy, compressing it a little more than one; more would only disturb.
+const MOST_WORKERS: usize = 2;
 const CHUNK: usize = 256 * 1024;
 
 /// One line of the index. `None` for a torn line and for an event this version does not know; neither is an error.
@@ -120,32 +122,50 @@ pub fn parse_name(file: &str) -> Option<(u32, u32)> {
     Some((rank.parse().ok()?, window.parse().ok()?))
 }
 
+/// What lies in a trace folder.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// The complete traces.
+    pub traces: Vec<Trace>,
+    /// Everything else, in words.
+    pub problems: Vec<String>,
+    /// What the complete traces show together; none without any.
+    pub profile: Option<ProfileSummary>,
+}
+
 /// Checks, counts and compresses the windows in `traces`; returns the complete ones and, in words, everything else. Can be
 /// repeated: what an earlier call finished is only read again.
 pub fn collect(traces: &Path) -> (Vec<Trace>, Vec<String>) {
+    let Collected { traces, problems, .. } = collect_and_profile(traces);
+    (traces, problems)
+}
+
+/// As [`collect`], and says what the windows show: the same pass over each file yields both.
+pub fn collect_and_profile(traces: &Path) -> Collected {
     let mut problems = Vec::new();
     let index = match fs::read(traces.join(INDEX)) {
-        Ok(bytes) => parse_index(&String::from_utf8_lossy(&bytes)),
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) => {
             if error.kind() != io::ErrorKind::NotFound {
                 problems.push(format!("cannot read {INDEX}: {error}"));
             }
-            Index::default()
+            String::new()
         }
     };
+    let mut found = Found { list: Vec::new(), profile: Aggregate::new(composition::parse(&index)) };
+    let index = parse_index(&index);
     let names = match list(traces) {
         Ok(names) => names,
         Err(error) => {
             problems.push(format!("cannot list {}: {error}", traces.display()));
-            return (Vec::new(), problems);
+            return Collected { problems, ..Collected::default() };
         }
     };
-    let mut found = Vec::new();
     for name in &names {
         if name.ends_with(PLAIN) && !name.starts_with('.') {
             collect_plain(traces, name, &mut found, &mut problems);
-        } else if name.ends_with(SALVAGED) {
-            // Made from one of the others.
+        } else if name.ends_with(SALVAGED) || name.ends_with(MERGED) {
+            // Made from others.
         } else if name.ends_with(PACKED) && !name.starts_with('.') {
             let plain = name.trim_end_matches(".gz");
             // Beside its plain form it is about to be written again, or it is what torch left half done.
@@ -159,12 +179,37 @@ pub fn collect(traces: &Path) -> (Vec<Trace>, Vec<String>) {
             problems.push(format!("{name}: {size} bytes of a file whose writer was stopped; left as it is"));
         }
     }
-    for trace in &mut found {
+    let Found { list: mut traces, profile } = found;
+    for trace in &mut traces {
         annotate(trace, &index);
     }
-    found.sort_by(|a, b| (a.window, a.rank, &a.file).cmp(&(b.window, b.rank, &b.file)));
+    traces.sort_by(|a, b| (a.window, a.rank, &a.file).cmp(&(b.window, b.rank, &b.file)));
     report_fates(&index, &names, &mut problems);
-    (found, problems)
+    Collected { traces, problems, profile: profile.finish() }
+}
+
+/// The complete traces so far and what they show. The files come sorted by name: the ranks of a window follow each other.
+struct Found {
+    list: Vec<Trace>,
+    profile: Aggregate,
+}
+
+impl Found {
+    fn push(&mut self, counted: Counted, file: String, bytes: u64) {
+        self.list.push(Trace {
+            bytes,
+            json_bytes: counted.bytes,
+            events: counted.profile.events,
+            kernels: counted.profile.kernels,
+            rank: None,
+            window: None,
+            steps: None,
+            complete: true,
+            file,
+        });
+        let place = self.list.last().and_then(|trace| parse_name(&trace.file));
+        self.profile.push(place, counted.profile);
+    }
 }
 
 fn list(traces: &Path) -> io::Result<BTreeSet<String>> {
@@ -205,7 +250,7 @@ fn report_fates(index: &Index, names: &BTreeSet<String>, problems: &mut Vec<Stri
     }
 }
 
-fn collect_plain(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &mut Vec<String>) {
+fn collect_plain(traces: &Path, name: &str, found: &mut Found, problems: &mut Vec<String>) {
     let plain = traces.join(name);
     let packed = format!("{name}.gz");
     let unfinished = traces.join(format!(".{packed}.tmp"));
@@ -234,14 +279,14 @@ fn collect_plain(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &m
             if let Err(error) = fs::remove_file(&plain) {
                 problems.push(format!("{name}: compressed, but the plain file stays: {error}"));
             }
-            found.push(counted.trace(packed, bytes));
+            found.push(counted, packed, bytes);
         }
         Err(error) => {
             // A complete trace that does not fit twice on the disk is still a complete trace.
             discard(&unfinished, problems);
             problems.push(format!("{name}: complete, but it could not be compressed: {error}"));
             let bytes = counted.bytes;
-            found.push(counted.trace(name.to_owned(), bytes));
+            found.push(counted, name.to_owned(), bytes);
         }
     }
 }
@@ -254,7 +299,7 @@ fn discard(unfinished: &Path, problems: &mut Vec<String>) {
     }
 }
 
-fn collect_packed(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &mut Vec<String>) {
+fn collect_packed(traces: &Path, name: &str, found: &mut Found, problems: &mut Vec<String>) {
     let path = traces.join(name);
     let read = File::open(&path).and_then(|file| {
         let bytes = file.metadata()?.len();
@@ -262,7 +307,7 @@ fn collect_packed(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &
         Ok((count(BufReader::with_capacity(CHUNK, decoder)), bytes))
     });
     match read {
-        Ok((Ok(counted), bytes)) => found.push(counted.trace(name.to_owned(), bytes)),
+        Ok((Ok(counted), bytes)) => found.push(counted, name.to_owned(), bytes),
         Ok((Err(error), _)) => {
             problems.push(format!("{name}: not a complete trace ({error}); left as it is"))
         }
@@ -297,17 +342,17 @@ impl Read for Tee {
 }
 
 enum Sink {
-    Good(Box<GzEncoder<BufWriter<File>>>),
+    Good(Box<GzipWriter<BufWriter<File>>>),
     Bad(io::Error),
 }
 
 impl Sink {
     fn open(path: &Path) -> Self {
-        match File::create(path) {
-            Ok(file) => Self::Good(Box::new(GzEncoder::new(
-                BufWriter::with_capacity(CHUNK, file),
-                Compression::new(LEVEL),
-            ))),
+        let workers = gz::workers().min(MOST_WORKERS);
+        let opened = File::create(path)
+            .and_then(|file| GzipWriter::new(BufWriter::with_capacity(CHUNK, file), gz::LEVEL, workers));
+        match opened {
+            Ok(encoder) => Self::Good(Box::new(encoder)),
             Err(error) => Self::Bad(error),
         }
     }
@@ -332,37 +377,18 @@ impl Sink {
     }
 }
 
-/// What one pass over a trace counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What one pass over a trace finds.
+#[derive(Debug)]
 struct Counted {
-    events: u64,
-    kernels: u64,
+    profile: WindowProfile,
     bytes: u64,
-}
-
-impl Counted {
-    fn trace(self, file: String, bytes: u64) -> Trace {
-        Trace {
-            file,
-            bytes,
-            json_bytes: self.bytes,
-            events: self.events,
-            kernels: self.kernels,
-            rank: None,
-            window: None,
-            steps: None,
-            complete: true,
-        }
-    }
 }
 
 fn count(reader: impl BufRead) -> Result<Counted, serde_json::Error> {
     let mut reader = Measured { reader, bytes: 0 };
-    let mut json = serde_json::Deserializer::from_reader(&mut reader);
-    let document = Document::deserialize(&mut json)?;
-    json.end()?;
-    let events = document.events;
-    Ok(Counted { events: events.all, kernels: events.kernels, bytes: reader.bytes })
+    let mut analyser = Analyser::default();
+    read(&mut reader, |_| false, |event| analyser.event(event))?;
+    Ok(Counted { profile: analyser.finish(), bytes: reader.bytes })
 }
 
 struct Measured<R> {
@@ -375,70 +401,6 @@ impl<R: BufRead> Read for Measured<R> {
         let length = self.reader.read(buffer)?;
         self.bytes += length as u64;
         Ok(length)
-    }
-}
-
-#[derive(serde::Deserialize)]
-struct Document {
-    #[serde(rename = "traceEvents")]
-    events: Events,
-}
-
-#[derive(Default)]
-struct Events {
-    all: u64,
-    kernels: u64,
-}
-
-#[derive(serde::Deserialize)]
-struct EventHead {
-    #[serde(default)]
-    cat: Category,
-}
-
-#[derive(Default)]
-struct Category {
-    kernel: bool,
-}
-
-impl<'de> Deserialize<'de> for Events {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Each;
-        impl<'de> Visitor<'de> for Each {
-            type Value = Events;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of trace events")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Events, A::Error> {
-                let mut events = Events::default();
-                while let Some(event) = list.next_element::<EventHead>()? {
-                    events.all += 1;
-                    events.kernels += u64::from(event.cat.kernel);
-                }
-                Ok(events)
-            }
-        }
-        from.deserialize_seq(Each)
-    }
-}
-
-impl<'de> Deserialize<'de> for Category {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Name;
-        impl Visitor<'_> for Name {
-            type Value = Category;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the category of an event")
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<Category, E> {
-                Ok(Category { kernel: name == "kernel" })
-            }
-        }
-        from.deserialize_str(Name)
     }
 }
 
