@@ -49,6 +49,24 @@ pub struct Plan {
     pub budgets: Budgets,
     /// Pauses between attempts.
     pub backoff: BackoffPlan,
+    /// What follows from a failure. None in journals of runs that tried again without a verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyPlan>,
+}
+
+/// What follows from a failed attempt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyPlan {
+    /// Whether settings may be changed for the next attempt.
+    pub mitigate: bool,
+    /// After so many failures that are the same the run stops early.
+    pub same_failure: u32,
+}
+
+impl Default for PolicyPlan {
+    fn default() -> Self {
+        Self { mitigate: true, same_failure: 3 }
+    }
 }
 
 /// The server to start.
@@ -62,6 +80,12 @@ pub struct ServerPlan {
     pub model: String,
     /// The port on 127.0.0.1.
     pub port: u16,
+    /// Another port may be taken when this one is not free.
+    #[serde(default)]
+    pub port_auto: bool,
+    /// The server gets the hard limit of open files as its soft one.
+    #[serde(default)]
+    pub raise_open_files: bool,
     /// Further arguments, or the whole command line of `--server command`.
     pub extra: Vec<String>,
     /// Environment variables the user wants the server to have.
@@ -112,6 +136,8 @@ impl Default for Plan {
                 python: PathBuf::from("python3"),
                 model: "TinyLlama/TinyLlama-1.1B-Chat-v1.0".to_owned(),
                 port: 8000,
+                port_auto: false,
+                raise_open_files: false,
                 extra: Vec::new(),
                 env: BTreeMap::new(),
             },
@@ -127,6 +153,7 @@ impl Default for Plan {
                 run: None,
             },
             backoff: BackoffPlan { initial: Duration::from_secs(5), max: Duration::from_secs(120) },
+            policy: Some(PolicyPlan::default()),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! An event is either a *fact* that an edge saw or did, or a *conclusion* of the pure machine. A replay feeds the
 //! facts to the machine again and must reach the same conclusions (`EventKind::is_fact`).
 
+mod check;
 mod finding;
 mod measured;
 pub mod profile;
@@ -12,6 +13,7 @@ mod verdict;
 mod window;
 pub mod words;
 
+pub use check::{Check, ServerFacts, Severity};
 pub use finding::{Clue, Evidence, Finding, Gravity, HangKind, Suspicion, SuspicionStep};
 pub use measured::{
     BenchSummary, EngineSample, GpuDetails, GpuHolder, GpuSample, Latency, LoadProgress, ProcSample, Reading,
@@ -150,52 +152,6 @@ pub enum Timer {
     Run,
     /// The pause between two attempts is over.
     Backoff,
-}
-
-/// How serious a preflight finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Severity {
-    /// Checked and good.
-    Ok,
-    /// Worth knowing, nothing to do.
-    Note,
-    /// May spoil the run.
-    Warn,
-    /// Nothing may be started.
-    Refuse,
-}
-
-/// One line of the preflight.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Check {
-    /// Short name: `port`, `model`, `vllm`, `disk`, ...
-    pub check: String,
-    /// How serious.
-    pub severity: Severity,
-    /// What was seen.
-    pub saw: String,
-    /// What to do about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-}
-
-/// What the preflight learned about the server that will be started.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerFacts {
-    /// `vllm.__version__`, or of the simulator.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<String>,
-    /// The device vLLM will use: `cuda`, `cpu`, ...
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub device: Option<String>,
-    /// The torch version beside it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub torch: Option<String>,
-    /// Of the command-line flags and environment variables that varcas-guard would use, those this server knows. Empty when
-    /// nobody could look.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub flags: Vec<String>,
 }
 
 /// A finished trace as it lies in the attempt's folder.

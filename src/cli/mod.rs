@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod diagnose;
 pub mod options;
 pub mod reap;
 pub mod replay;

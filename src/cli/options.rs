@@ -3,6 +3,7 @@
 use crate::config::{Given, Plan, plan};
 use crate::error::{ExitCode, Failure};
 use crate::health::log_rules::Rules;
+use crate::supervisor::port::PortState;
 use crate::supervisor::{layout, preflight};
 use crate::workload::load::compose;
 use std::collections::BTreeMap;
@@ -19,7 +20,8 @@ pub struct Options {
     /// Model folder or hub name [default: TinyLlama/TinyLlama-1.1B-Chat-v1.0]
     #[arg(long)]
     pub model: Option<String>,
-    /// Port on 127.0.0.1 [default: 8000]
+    /// Port on 127.0.0.1, or auto: the first free one from 8000 on, and another one in an attempt that finds it taken
+    /// [default: 8000]
     #[arg(long, allow_hyphen_values = true)]
     pub port: Option<String>,
     /// How long requests are sent, e.g. 90s or 10m [default: 120s]
@@ -56,6 +58,9 @@ pub struct Options {
     /// The whole run; then everything is stopped in good order (exit code 124)
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
     pub deadline: Option<String>,
+    /// Change no setting for a further attempt, whatever the one before failed of
+    #[arg(long)]
+    pub no_mitigation: bool,
     /// Further arguments for vLLM, or the command line of --server command
     #[arg(last = true, value_name = "ARGS")]
     pub rest: Vec<String>,
@@ -85,7 +90,19 @@ impl Options {
             ("budgets.startup", &self.startup_timeout),
             ("budgets.run", &self.deadline),
         ];
-        let flags = flags.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect();
+        let mut flags: Vec<(&'static str, String)> =
+            flags.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect();
+        if self.no_mitigation {
+            flags.push(("policy.mitigate", "false".to_owned()));
+        }
+        for (key, value) in &mut flags {
+            if *key == "server.port" && value == "auto" {
+                *value = free_port().to_string();
+            }
+        }
+        if self.port.as_deref() == Some("auto") {
+            flags.push(("server.port-auto", "true".to_owned()));
+        }
         let rest = (!self.rest.is_empty()).then(|| self.rest.clone());
         let mut defaults = Plan::default();
         defaults.server.python = default_python();
@@ -119,6 +136,14 @@ impl Options {
         }
         Ok(plan)
     }
+}
+
+/// The first port that nobody has, from the default on. If another takes it before the server does, the preflight says so.
+fn free_port() -> u16 {
+    const FIRST: u16 = 8000;
+    (FIRST..FIRST + 1000)
+        .find(|port| matches!(crate::supervisor::port::probe(*port), Ok(PortState::Free)))
+        .unwrap_or(FIRST)
 }
 
 /// The rules for the server's log: the built-in ones and those of the user.

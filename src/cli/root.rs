@@ -1,6 +1,6 @@
 //! The one definition of the command line: help, man page and completions come from it.
 
-use super::{bench, check, reap, replay, report, run, salvage, traces};
+use super::{bench, check, diagnose, reap, replay, report, run, salvage, traces};
 use crate::error::{ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode as ProcessExit;
@@ -25,6 +25,8 @@ enum Command {
     Check(check::Args),
     /// Show the report of a run, also of one that was killed half-way
     Report(report::Args),
+    /// Say what a vLLM server log, or a run, failed of
+    Diagnose(diagnose::Args),
     /// Feed a run's journal to the state machine again and compare
     Replay(replay::Args),
     /// End what runs whose guard is dead have left
@@ -65,6 +67,7 @@ pub fn main(arguments: &[String]) -> ProcessExit {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Diagnose(args) => diagnose::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Reap(args) => reap::run(&args),
         Command::Bench(args) => return bench::run(args),

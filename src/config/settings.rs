@@ -87,6 +87,18 @@ pub const SETTINGS: &[Setting] = &[
         "the port on 127.0.0.1",
     ),
     setting(
+        "server.port-auto",
+        None,
+        Kind::Flag(|p, v| p.server.port_auto = v),
+        "take another port when this one is not free (--port auto)",
+    ),
+    setting(
+        "server.raise-open-files",
+        None,
+        Kind::Flag(|p, v| p.server.raise_open_files = v),
+        "start the server with the hard limit of open files",
+    ),
+    setting(
         "server.args",
         Some("-- ARGS"),
         Kind::Words(|p, v| p.server.extra = v),
@@ -432,6 +444,20 @@ pub const SETTINGS: &[Setting] = &[
         Some("--deadline"),
         Kind::Span(SECOND, |p, v| p.budgets.run = Some(v)),
         "the whole run; without it there is no deadline",
+    ),
+    setting(
+        "policy.mitigate",
+        None,
+        Kind::Flag(|p, v| p.policy.get_or_insert_default().mitigate = v),
+        "change settings for the next attempt when the cause asks for it (--no-mitigation)",
+    ),
+    setting(
+        "policy.same-failure",
+        None,
+        Kind::Whole(1, 1000, |p, v| {
+            p.policy.get_or_insert_default().same_failure = u32::try_from(v).unwrap_or(u32::MAX);
+        }),
+        "stop early after so many failures that are the same",
     ),
     setting(
         "backoff.initial",

@@ -206,26 +206,27 @@ impl Rules {
 
     /// What one line means in a phase, if a rule knows it.
     pub fn classify(&self, line: &str, phase: Phase) -> Option<(&Rule, Gravity)> {
-        self.classify_bytes(line.as_bytes(), phase)
+        self.classify_bytes(line.as_bytes(), Some(phase))
     }
 
     /// Of several rules for one line a harmless one counts, for it was written because of this line; then the gravest,
     /// then one that knows the cause, then the first.
-    fn classify_bytes(&self, line: &[u8], phase: Phase) -> Option<(&Rule, Gravity)> {
+    fn classify_bytes(&self, line: &[u8], phase: Option<Phase>) -> Option<(&Rule, Gravity)> {
         let mut matches = PatternSet::new(self.rules.len());
         self.set.which_overlapping_matches(&Input::new(line), &mut matches);
         matches
             .iter()
             .map(|index| {
                 let rule = &self.rules[index];
-                let counts = rule.gravity == Gravity::Harmless || rule.phases.contains(&phase);
+                let counts = rule.gravity == Gravity::Harmless
+                    || phase.is_none_or(|phase| rule.phases.contains(&phase));
                 (rule, if counts { rule.gravity } else { Gravity::Consequence })
             })
             .reduce(|best, next| if rank(next) > rank(best) { next } else { best })
     }
 
     /// Calls `found` for every line of `text` that a rule knows, with the line's offset. `text` holds whole lines.
-    fn scan<'a>(&'a self, text: &[u8], phase: Phase, found: &mut Found<'a, '_>) {
+    fn scan<'a>(&'a self, text: &[u8], phase: Option<Phase>, found: &mut Found<'a, '_>) {
         let mut from = 0;
         while let Some(at) = self.prefilter.find(text, from) {
             let line_start = memrchr(b'\n', &text[..at]).map_or(0, |before| before + 1);
@@ -319,7 +320,18 @@ impl LogScanner {
 
     /// Takes the next bytes and hands out what they complete. Of the matches of one rule only the first three and then
     /// the 10th, 100th, ... are told, so that a line that comes a million times does not fill the journal.
-    pub fn push(&mut self, rules: &Rules, phase: Phase, mut bytes: &[u8], findings: &mut Vec<Finding>) {
+    pub fn push(&mut self, rules: &Rules, phase: Phase, bytes: &[u8], findings: &mut Vec<Finding>) {
+        self.read(rules, Some(phase), bytes, findings);
+    }
+
+    /// As [`LogScanner::push`] for a log of which nobody knows the phase: every rule counts.
+    pub fn read(
+        &mut self,
+        rules: &Rules,
+        phase: Option<Phase>,
+        mut bytes: &[u8],
+        findings: &mut Vec<Finding>,
+    ) {
         if !self.partial.is_empty() {
             let end = memchr(b'\n', bytes).map_or(bytes.len(), |end| end + 1);
             self.partial.extend_from_slice(&bytes[..end]);
@@ -338,8 +350,23 @@ impl LogScanner {
 
     /// Looks at an unfinished last line as well: its writer is dead.
     pub fn end_of_text(&mut self, rules: &Rules, phase: Phase, findings: &mut Vec<Finding>) {
+        self.end(rules, Some(phase), findings);
+    }
+
+    /// As [`LogScanner::end_of_text`], after [`LogScanner::read`].
+    pub fn end(&mut self, rules: &Rules, phase: Option<Phase>, findings: &mut Vec<Finding>) {
         let partial = std::mem::take(&mut self.partial);
         self.scan(rules, phase, &partial, findings);
+    }
+
+    /// What was told often enough is told again: another part of the log begins.
+    pub fn tell_again(&mut self) {
+        self.counts.clear();
+    }
+
+    /// Lines that came to their end so far.
+    pub fn lines(&self) -> u64 {
+        self.line
     }
 
     /// What follows is from the beginning of a file.
@@ -348,7 +375,7 @@ impl LogScanner {
         (self.offset, self.line) = (0, 0);
     }
 
-    fn scan(&mut self, rules: &Rules, phase: Phase, text: &[u8], findings: &mut Vec<Finding>) {
+    fn scan(&mut self, rules: &Rules, phase: Option<Phase>, text: &[u8], findings: &mut Vec<Finding>) {
         let (offset, counts) = (self.offset, &mut self.counts);
         let (mut line, mut counted) = (self.line, 0);
         rules.scan(text, phase, &mut |at, window, rule, gravity| {
@@ -383,8 +410,13 @@ fn is_power_of_ten(mut number: u64) -> bool {
 
 /// A line as a person reads it: without colours and carriage returns, and not endless.
 pub fn readable(line: &[u8]) -> String {
+    plain(line, MAX_TEXT)
+}
+
+/// As [`readable`], cut at another length in bytes.
+pub fn plain(line: &[u8], longest: usize) -> String {
     let mut text = String::new();
-    let lossy = String::from_utf8_lossy(&line[..line.len().min(MAX_TEXT * 2)]);
+    let lossy = String::from_utf8_lossy(&line[..line.len().min(longest.saturating_mul(2))]);
     let mut characters = lossy.chars();
     while let Some(character) = characters.next() {
         if character == '\u{1b}' {
@@ -395,7 +427,7 @@ pub fn readable(line: &[u8]) -> String {
         } else if !character.is_control() || character == '\t' {
             text.push(character);
         }
-        if text.len() >= MAX_TEXT {
+        if text.len() >= longest {
             text.push('\u{2026}');
             break;
         }

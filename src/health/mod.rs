@@ -7,6 +7,7 @@ pub mod follow;
 pub mod gpu;
 pub mod lines;
 pub mod log_rules;
+pub mod log_starts;
 pub mod log_watch;
 pub mod metrics;
 pub mod nvml;

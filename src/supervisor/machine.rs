@@ -17,10 +17,11 @@ use super::steps::{afterwards, ending, enter};
 use crate::config::{OnHang, Patience, Plan};
 use crate::error::ExitCode;
 use crate::event::{
-    Clue, Ending, EventKind, Finding, Gravity, Outcome, Phase, Suspicion, SuspicionStep, Timer, WindowEvent,
-    signal_name,
+    Ending, EventKind, Finding, Gravity, Mitigation, Outcome, Phase, ServerFacts, Suspicion, SuspicionStep, Timer,
+    Verdict, WindowEvent, signal_name,
 };
 use crate::health::assess::Assessor;
+use crate::recovery::verdict::Inquiry;
 use crate::time::{Stamp, human};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -32,8 +33,6 @@ const LOAD_SLACK: Duration = Duration::from_secs(60);
 /// What stands still waits for the evidence; what is dying does not.
 const EVIDENCE_OF_HANG: Duration = Duration::from_secs(20);
 const EVIDENCE_OF_CRASH: Duration = Duration::from_secs(3);
-/// More lines explain nothing, and a log can be long.
-const MAX_FINDINGS: usize = 1000;
 /// From signal(7); a pure file does not name libc.
 const SIGINT: i32 = 2;
 
@@ -62,15 +61,23 @@ pub struct Machine {
     pub(super) plan: Plan,
     state: RunState,
     pub(super) attempt: u32,
-    run_deadline: Option<Duration>,
+    pub(super) run_deadline: Option<Duration>,
     pub(super) stop: Option<Stop>,
     /// A second signal came: nothing is worth waiting for any more.
     pub(super) forced: bool,
     assessor: Assessor,
-    /// What the log said in this attempt.
-    pub(super) findings: Vec<Finding>,
-    /// What the system said in this attempt.
-    pub(super) clues: Vec<Clue>,
+    /// What is known of this attempt, for the verdict.
+    pub(super) inquiry: Inquiry,
+    /// The verdict of each failed attempt.
+    pub(super) verdicts: Vec<Verdict>,
+    /// Settings that were changed for this attempt.
+    pub(super) in_force: Vec<Mitigation>,
+    /// What the server understands.
+    pub(super) facts: ServerFacts,
+    /// When this attempt's server was started.
+    pub(super) spawned: Duration,
+    /// How long the quickest one took to become ready.
+    pub(super) startup: Option<Duration>,
     pub(super) family: Family,
     /// Workers of this attempt that will record.
     pub(super) ranks: BTreeSet<u32>,
@@ -93,8 +100,12 @@ impl Machine {
             stop: None,
             forced: false,
             assessor: Assessor::new(Patience::default()),
-            findings: Vec::new(),
-            clues: Vec::new(),
+            inquiry: Inquiry::default(),
+            verdicts: Vec::new(),
+            in_force: Vec::new(),
+            facts: ServerFacts::default(),
+            spawned: Duration::ZERO,
+            startup: None,
             family: Family::default(),
             ranks: BTreeSet::new(),
         }
@@ -141,6 +152,9 @@ impl Machine {
     pub fn step(&mut self, at: Stamp, input: &EventKind) -> Vec<Action> {
         let mut out = Vec::new();
         let now = at.mono;
+        if input.is_fact() {
+            self.inquiry.hear(self.state.phase(), input);
+        }
         match input {
             // Samples and remarks change no state by themselves; the assessor hears them below.
             EventKind::EngineSampled(_)
@@ -153,6 +167,7 @@ impl Machine {
             | EventKind::ServerEnvironment { .. }
             | EventKind::Trouble { .. }
             | EventKind::Profiled(_)
+            | EventKind::Clue(_)
             | EventKind::GuardDied { .. } => {}
             EventKind::ProcessSeen { proc, ppid, comm } => self.family.seen(*proc, *ppid, comm),
             EventKind::Window(line) => {
@@ -160,7 +175,6 @@ impl Machine {
                     self.ranks.insert(line.rank);
                 }
             }
-            EventKind::Clue(clue) => self.clues.push(clue.clone()),
             EventKind::Finding(finding) => self.on_finding(now, finding, &mut out),
             EventKind::SignalReceived { signal } => self.on_signal(now, *signal, &mut out),
             // A timer counts only if the machine still waits for it: the state may have changed while it was under way.
@@ -194,7 +208,9 @@ impl Machine {
                 heard += 1;
             }
             let Some(suspicion) = suspicion.take() else { return };
-            out.push(Action::Conclude(EventKind::Suspicion(suspicion.clone())));
+            let said = EventKind::Suspicion(suspicion.clone());
+            self.inquiry.hear(self.state.phase(), &said);
+            out.push(Action::Conclude(said));
             let serving = matches!(self.state, RunState::WarmUp { .. } | RunState::Measuring(_));
             match suspicion.step {
                 SuspicionStep::Suspect if serving => out.push(Action::Probe),
@@ -223,9 +239,6 @@ impl Machine {
     }
 
     fn on_finding(&mut self, now: Duration, finding: &Finding, out: &mut Vec<Action>) {
-        if self.findings.len() < MAX_FINDINGS {
-            self.findings.push(finding.clone());
-        }
         if finding.gravity != Gravity::Fatal {
             return;
         }
@@ -262,9 +275,11 @@ impl Machine {
                 self.begin_attempt(out)
             }
 
-            (RunState::Preflight, E::PreflightFinished { checks, .. }) => match judge::refusal(checks) {
-                Some(reason) => self.close(ending(Outcome::Refused, reason, Phase::Preflight), out),
+            (RunState::Preflight, E::PreflightFinished { checks, server }) => match judge::refusal(checks) {
+                Some(reason) => self.close(now, ending(Outcome::Refused, reason, Phase::Preflight), out),
                 None => {
+                    self.facts = server.clone();
+                    self.spawned = now;
                     out.push(Action::StartServer);
                     let budget = self.plan.budgets.startup;
                     enter(Phase::Loading, Some(budget), out);
@@ -281,6 +296,8 @@ impl Machine {
                 self.abort(now, ending(Outcome::StartupFailure, why, Phase::Loading), false, out)
             }
             (RunState::Loading { .. }, E::ServerReady { .. }) => {
+                let took = now.saturating_sub(self.spawned);
+                self.startup = Some(self.startup.map_or(took, |quickest| quickest.min(took)));
                 out.push(Action::WarmUp);
                 let budget = self.plan.budgets.warmup;
                 enter(Phase::WarmUp, Some(budget), out);
@@ -372,11 +389,11 @@ impl Machine {
 
             (RunState::Collecting { ending, .. }, E::TracesCollected { traces, .. }) => {
                 let ending = judge::with_traces(ending, traces, &self.ranks, self.plan.profile.mode);
-                self.close(ending, out)
+                self.close(now, ending, out)
             }
             (RunState::Collecting { ending, .. }, E::TimerFired { timer: Timer::Phase }) => {
                 let ending = judge::with_traces(ending, &[], &self.ranks, self.plan.profile.mode);
-                self.close(ending, out)
+                self.close(now, ending, out)
             }
 
             (RunState::Drawing, E::BackoffDrawn { delay }) => {
@@ -492,7 +509,7 @@ impl Machine {
         let state = std::mem::replace(&mut self.state, RunState::Done);
         let ending = self.stopped(state.phase());
         self.state = match state {
-            RunState::Preflight => self.close(ending, out),
+            RunState::Preflight => self.close(now, ending, out),
             RunState::Drawing | RunState::Waiting { .. } => self.finish(&ending, stop.exit().0, out),
             // Nothing was measured yet, so there is nothing to lose but the windows of the warm-up.
             RunState::Loading { .. } => {

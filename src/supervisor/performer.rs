@@ -43,10 +43,10 @@ const LOG_PATIENCE: Duration = Duration::from_secs(5);
 /// this much later than the cause.
 const SYMPTOM_DELAY: Duration = Duration::from_secs(2);
 
-/// What does not change during a run.
-#[derive(Debug)]
+/// What does not change during an attempt.
+#[derive(Debug, Clone)]
 pub struct Run {
-    /// Everything that was asked for.
+    /// Everything that was asked for, and what was changed for this attempt.
     pub plan: Plan,
     /// Where it goes.
     pub dir: RunDir,
@@ -192,6 +192,9 @@ impl Performer {
             Action::KillAll => self.kill_all(),
             Action::Drain => self.drain(),
             Action::CollectTraces => self.collect(),
+            Action::UsePlan(plan) => {
+                self.run = Arc::new(Run { plan: *plan, ..Run::clone(&self.run) });
+            }
             Action::DrawBackoff => {
                 self.say(EventKind::BackoffDrawn { delay: backoff::delay(&self.run.plan.backoff, number) });
             }

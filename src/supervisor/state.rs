@@ -1,6 +1,7 @@
 //! What the machine can be doing and what it can ask for. Data lives in the state that has it, so that a contradiction
 //! cannot be written down.
 
+use crate::config::Plan;
 use crate::event::{Ending, EventKind, Phase};
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub enum Action {
     Drain,
     /// Check and compress the traces; answer with `TracesCollected`.
     CollectTraces,
+    /// What is asked for from now on runs with this plan.
+    UsePlan(Box<Plan>),
     /// Answer with `BackoffDrawn`.
     DrawBackoff,
     /// Nothing follows: write the report and leave.

@@ -7,6 +7,8 @@ use super::state::{Action, DrainStep, RunState};
 use crate::config::ProfileMode;
 use crate::error::ExitCode;
 use crate::event::{Ending, EventKind, Outcome, Phase};
+use crate::recovery::policy::{self, Circumstances, Decision};
+use crate::recovery::verdict::Inquiry;
 use std::time::Duration;
 
 /// Checking and compressing traces happens after everything is dead, so patience costs nothing but time.
@@ -19,8 +21,7 @@ const EVIDENCE_SLACK: Duration = Duration::from_secs(1);
 impl Machine {
     pub(super) fn begin_attempt(&mut self, out: &mut Vec<Action>) -> RunState {
         self.attempt += 1;
-        self.findings.clear();
-        self.clues.clear();
+        self.inquiry = Inquiry::default();
         self.ranks.clear();
         self.family = Family::default();
         out.push(Action::Conclude(EventKind::AttemptStarted {}));
@@ -136,15 +137,36 @@ impl Machine {
     }
 
     /// The attempt is over. Another one, or the end?
-    pub(super) fn close(&mut self, ending: Ending, out: &mut Vec<Action>) -> RunState {
-        let ending = judge::with_cause(ending, &self.findings, &self.clues);
+    pub(super) fn close(&mut self, now: Duration, ending: Ending, out: &mut Vec<Action>) -> RunState {
+        let ending = judge::with_cause(ending, self.inquiry.findings(), self.inquiry.clues());
         out.push(Action::Conclude(EventKind::AttemptEnded(ending.clone())));
+        let judged = self.plan.policy.is_some();
+        if judged && !matches!(ending.outcome, Outcome::Success | Outcome::Stopped) {
+            let verdict = self.inquiry.verdict(&ending);
+            out.push(Action::Conclude(EventKind::Judged { verdict: Box::new(verdict.clone()) }));
+            self.verdicts.push(verdict);
+        }
         let (exit, why) = match (ending.outcome, self.stop) {
             (Outcome::Success, _) => (ExitCode::Success, "the benchmark is complete".to_owned()),
             (_, Some(stop)) => stop.exit(),
             (Outcome::Refused, _) if self.attempt == 1 => {
                 (ExitCode::Refused, "nothing was started".to_owned())
             }
+            _ if judged => match self.decide(now) {
+                Decision::Stop { exit, why } => (exit, why),
+                Decision::Retry { changes, plan, why } => {
+                    if !changes.is_empty() {
+                        out.push(Action::Conclude(EventKind::Mitigated { changes: changes.clone() }));
+                        out.push(Action::UsePlan(plan.clone()));
+                    }
+                    self.in_force = changes;
+                    self.plan = *plan;
+                    out.push(Action::Conclude(EventKind::Decided { retry: true, why }));
+                    out.push(Action::DrawBackoff);
+                    return RunState::Drawing;
+                }
+            },
+            // A journal from before there were verdicts.
             _ if self.attempt > self.plan.retries => {
                 (ExitCode::AttemptsFailed, format!("all {} attempts failed", self.attempt))
             }
@@ -158,6 +180,17 @@ impl Machine {
         };
         out.push(Action::Conclude(EventKind::Decided { retry: false, why }));
         self.finish(&ending, exit, out)
+    }
+
+    fn decide(&self, now: Duration) -> Decision {
+        policy::decide(Circumstances {
+            plan: &self.plan,
+            in_force: &self.in_force,
+            facts: &self.facts,
+            verdicts: &self.verdicts,
+            left: self.run_deadline.map(|until| until.saturating_sub(now)),
+            startup: self.startup,
+        })
     }
 
     pub(super) fn finish(&self, ending: &Ending, exit: ExitCode, out: &mut Vec<Action>) -> RunState {

@@ -7,8 +7,10 @@ import os
 import re
 import sys
 
-FLAGS = ["enforce-eager", "disable-uvicorn-access-log", "shutdown-timeout", "worker-cls", "profiler-config"]
-VARIABLES = ["VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS"]
+FLAGS = ["enforce-eager", "disable-uvicorn-access-log", "shutdown-timeout", "worker-cls", "profiler-config",
+         "attention-backend"]
+VARIABLES = ["VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "VLLM_ATTENTION_BACKEND", "VLLM_USE_FLASHINFER_SAMPLER",
+             "VLLM_DISABLE_COMPILE_CACHE", "VLLM_MQ_MAX_CHUNK_BYTES_MB"]
 answer = {"varcas_probe": 1}
 
 

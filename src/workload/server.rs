@@ -113,7 +113,13 @@ pub fn command(
     let mut env: BTreeMap<String, String> =
         base_env.iter().filter(|(name, _)| !is_stripped(name)).map(|(k, v)| (k.clone(), v.clone())).collect();
     env.extend(ours.clone());
-    ServerCommand { argv: argv(plan, facts, guard_exe), env, ours, notes }
+    let mut argv = argv(plan, facts, guard_exe);
+    if plan.server.raise_open_files {
+        // The shell becomes the server, so its pid stays.
+        let shell = ["/bin/sh", "-c", r#"ulimit -S -n "$(ulimit -H -n)" && exec "$@""#, "sh"];
+        argv = shell.iter().map(|&word| word.to_owned()).chain(argv).collect();
+    }
+    ServerCommand { argv, env, ours, notes }
 }
 
 fn argv(plan: &Plan, facts: &ServerFacts, guard_exe: &Path) -> Vec<String> {

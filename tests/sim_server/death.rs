@@ -156,7 +156,7 @@ fn a_failed_start_has_the_real_lines_and_exit_code_one() {
 fn a_cache_too_small_for_the_context_does_not_start() {
     let mut sim = Sim::start(&Options { knobs: "kv_blocks=10", ..Options::default() });
     assert_eq!(sim.code(), 1);
-    assert!(sim.log().contains("No available memory for the cache blocks."), "{}", sim.log());
+    assert!(sim.log().contains("is larger than the available KV cache memory"), "{}", sim.log());
 }
 
 #[test]

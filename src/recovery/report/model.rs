@@ -224,7 +224,7 @@ pub fn build(events: &[Event]) -> Report {
 pub struct Builder {
     report: Report,
     attempts: BTreeMap<u32, Open>,
-    /// What was changed for the next attempt.
+    /// What was changed for the next attempt, and for it alone: what stays in force is said again.
     mitigations: Vec<Mitigation>,
 }
 
@@ -278,7 +278,7 @@ impl Builder {
         if event.attempt > 0 {
             self.attempts
                 .entry(event.attempt)
-                .or_insert_with(|| Open::new(event.attempt, event.at.mono, self.mitigations.clone()))
+                .or_insert_with(|| Open::new(event.attempt, event.at.mono, std::mem::take(&mut self.mitigations)))
                 .push(event);
         }
     }

@@ -29,7 +29,22 @@ use tokio::task::{JoinHandle, JoinSet};
 /// `VARCAS_SIM` and `VARCAS_ATTEMPT` of this process.
 pub(super) fn knobs() -> Result<Knobs, BadKnob> {
     let attempt = std::env::var("VARCAS_ATTEMPT").ok().and_then(|text| text.parse().ok());
-    Knobs::parse(&std::env::var("VARCAS_SIM").unwrap_or_default(), attempt)
+    Knobs::parse(&std::env::var("VARCAS_SIM").unwrap_or_default(), attempt, has)
+}
+
+/// Whether a setting is in force for this process: `VARIABLE`, `VARIABLE:VALUE`, or the name of a flag with underscores.
+fn has(name: &str) -> bool {
+    if name.starts_with(|c: char| c.is_ascii_uppercase()) {
+        let (name, wanted) = name.split_once(':').map_or((name, None), |(name, value)| (name, Some(value)));
+        return std::env::var(name).is_ok_and(|value| wanted.is_none_or(|wanted| value == wanted));
+    }
+    match super::tree::Boot::read() {
+        Some(boot) => boot.args.shown.contains(&format!("'{name}':")),
+        None => std::env::args().any(|word| {
+            let word = word.split('=').next().unwrap_or_default();
+            word.strip_prefix("--").is_some_and(|word| word.replace('-', "_") == name)
+        }),
+    }
 }
 
 /// The API server's whole life.

@@ -73,7 +73,7 @@ impl Default for Knobs {
     }
 }
 
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 22] = [
     "load",
     "step",
     "itl",
@@ -95,6 +95,7 @@ const NAMES: [&str; 21] = [
     "torch",
     "fault",
     "only_attempt",
+    "cured_by",
 ];
 
 /// What is wrong with a setting, as a lowercase fragment.
@@ -109,11 +110,17 @@ impl fmt::Display for BadKnob {
 
 impl Knobs {
     /// Reads the comma list. `attempt` is the value of `VARCAS_ATTEMPT`; faults of another attempt are dropped here, so
-    /// that nobody else has to know about attempts.
-    pub(super) fn parse(text: &str, attempt: Option<u32>) -> Result<Self, BadKnob> {
+    /// that nobody else has to know about attempts. `cured_by=NAME` drops them when `has` says that a setting of this name
+    /// is in force (`cured_by=!NAME`: that it is not).
+    pub(super) fn parse(
+        text: &str,
+        attempt: Option<u32>,
+        has: impl Fn(&str) -> bool,
+    ) -> Result<Self, BadKnob> {
         let mut knobs = Self::default();
         let mut faults = Vec::new();
         let mut only_attempt = None;
+        let mut cured = false;
         for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
             let Some((key, value)) = item.split_once('=') else {
                 return Err(BadKnob(format!("`{item}` has no value: write KEY=VALUE")));
@@ -140,10 +147,13 @@ impl Knobs {
                 "torch" => knobs.torch = value.to_owned(),
                 "fault" => faults.push(Fault::parse(value).map_err(BadKnob)?),
                 "only_attempt" => only_attempt = Some(number::<u32>(key, value)?),
+                "cured_by" => {
+                    cured |= value.strip_prefix('!').map_or_else(|| has(value), |name| !has(name));
+                }
                 unknown => return Err(BadKnob(format!("no setting `{unknown}`{}", near(unknown, &NAMES)))),
             }
         }
-        if only_attempt.is_none_or(|only| Some(only) == attempt) {
+        if !cured && only_attempt.is_none_or(|only| Some(only) == attempt) {
             knobs.faults = Faults::new(faults);
         }
         Ok(knobs)
@@ -215,11 +225,11 @@ mod tests {
 
     #[test]
     fn an_unknown_setting_is_an_error_that_names_the_near_one() {
-        let error = Knobs::parse("sampled_compil=1s", None).unwrap_err().to_string();
+        let error = Knobs::parse("sampled_compil=1s", None, |_| false).unwrap_err().to_string();
         assert_eq!(error, "VARCAS_SIM: no setting `sampled_compil`: did you mean `sampled_compile`?");
-        let error = Knobs::parse("zzz=1", None).unwrap_err().to_string();
+        let error = Knobs::parse("zzz=1", None, |_| false).unwrap_err().to_string();
         assert!(error.contains("there are load, step"), "{error}");
-        assert!(Knobs::parse("load", None).is_err());
+        assert!(Knobs::parse("load", None, |_| false).is_err());
     }
 
     #[test]
@@ -227,24 +237,36 @@ mod tests {
         for name in NAMES {
             let value = match name {
                 "fault" => "kill@step:3",
+                "cured_by" => "enforce_eager",
                 "version" | "torch" => "1.2.3",
                 "kv_blocks" | "block_size" | "window_events" | "seed" | "only_attempt" => "7",
                 "merge" | "eos" => "0.5",
                 _ => "2s",
             };
-            let parsed = Knobs::parse(&format!("{name}={value}"), Some(7)).unwrap();
+            let parsed = Knobs::parse(&format!("{name}={value}"), Some(7), |_| false).unwrap();
             assert_ne!(parsed, Knobs { seed: 8, ..Knobs::default() });
-            if name != "only_attempt" {
+            if name != "only_attempt" && name != "cured_by" {
                 assert_ne!(parsed, Knobs::default(), "{name} changed nothing");
             }
         }
     }
 
     #[test]
+    fn a_fault_that_a_setting_cures_does_not_exist_with_it() {
+        let there = |text: &str, set: &str| {
+            !Knobs::parse(text, None, |name| name == set).unwrap().faults.is_empty()
+        };
+        let text = "fault=kill@step:3,cured_by=enforce_eager";
+        assert!(there(text, "other") && !there(text, "enforce_eager"));
+        let text = "fault=kill@step:3,cured_by=!VARCAS_TRACE_DIR";
+        assert!(!there(text, "other") && there(text, "VARCAS_TRACE_DIR"));
+    }
+
+    #[test]
     fn a_fault_of_another_attempt_does_not_exist() {
         let text = "fault=kill@step:3,only_attempt=1";
-        assert!(!Knobs::parse(text, Some(1)).unwrap().faults.is_empty());
-        assert!(Knobs::parse(text, Some(2)).unwrap().faults.is_empty());
-        assert!(Knobs::parse(text, None).unwrap().faults.is_empty());
+        assert!(!Knobs::parse(text, Some(1), |_| false).unwrap().faults.is_empty());
+        assert!(Knobs::parse(text, Some(2), |_| false).unwrap().faults.is_empty());
+        assert!(Knobs::parse(text, None, |_| false).unwrap().faults.is_empty());
     }
 }

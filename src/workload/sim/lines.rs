@@ -142,7 +142,9 @@ fn exception(crash: Crash) -> &'static str {
             "safetensors._safetensors_rust.SafetensorError: Error while deserializing header: invalid header length"
         }
         Crash::KvCache => {
-            "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when \
+            "ValueError: To serve at least one request with the models's max seq len (320), (0.01 GiB KV cache is needed, \
+             which is larger than the available KV cache memory (0.01 GiB). Based on the available memory, the estimated \
+             maximum model length is 256. Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when \
              initializing the engine."
         }
         Crash::Oom => {
@@ -154,6 +156,37 @@ fn exception(crash: Crash) -> &'static str {
              asynchronously reported at some other API call, so the stacktrace below might be incorrect.\nFor debugging \
              consider passing CUDA_LAUNCH_BLOCKING=1\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."
         }
+        Crash::Graph => "RuntimeError: CUDA error: operation not permitted when stream is capturing",
+        Crash::Flashinfer => {
+            "RuntimeError: Ninja build failed. Ninja output:\n/bin/sh: 1: /usr/local/cuda/bin/nvcc: not found\n\
+             ninja: build stopped: subcommand failed."
+        }
+        Crash::Triton => "ptxas fatal   : Value 'sm_121a' is not defined for option 'gpu-name'",
+        Crash::Compile => {
+            "torch._inductor.exc.InductorError: InvalidCxxCompiler: No working C++ compiler found in \
+             torch._inductor.config.cpp.cxx: (None, 'g++')"
+        }
+        Crash::Shm => "Error while creating shared memory segment /dev/shm/nccl-Ab12Cd (size 5243136)",
+        Crash::Files => "OSError: [Errno 24] Too many open files",
+        Crash::HostMemory => {
+            "RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you \
+             tried to allocate 8589934592 bytes. Error code 12 (Cannot allocate memory)"
+        }
+        Crash::Assert => "RuntimeError: CUDA error: device-side assert triggered",
+        Crash::Gated => "Access to model org/closed is restricted. You must have access to it and be authenticated to access it.",
+        Crash::NotFound => {
+            "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or \
+             'namespace/repo_name': '/srv/none/model'."
+        }
+        Crash::Config => {
+            "  Value error, User-specified max_model_len (99999) is greater than the derived max_model_len \
+             (max_position_embeddings=2048)"
+        }
+        Crash::Module => "ModuleNotFoundError: No module named 'msgspec'",
+        Crash::Tokenizer => "ValueError: Couldn't instantiate the backend tokenizer from one of: ",
+        Crash::Driver => "RuntimeError: The NVIDIA driver on your system is too old (found version 12020).",
+        Crash::NoGpu => "RuntimeError: No CUDA GPUs are available",
+        Crash::Ecc => "RuntimeError: CUDA error: uncorrectable ECC error encountered",
         Crash::Executor => "RuntimeError: Executor failed.",
         Crash::RpcTimeout => "TimeoutError: RPC call to execute_model timed out.",
         Crash::Nccl => {
