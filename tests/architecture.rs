@@ -70,6 +70,7 @@ const PURE: &[&str] = &[
     "recovery/report/html.rs",
     "recovery/report/html/attempts.rs",
     "recovery/report/html/charts.rs",
+    "recovery/report/html/profile.rs",
     "recovery/report/html/repeat.rs",
     "recovery/report/html/results.rs",
     "recovery/report/html/verdict.rs",

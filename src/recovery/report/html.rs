@@ -5,6 +5,7 @@
 
 mod attempts;
 mod charts;
+mod profile;
 mod repeat;
 mod results;
 mod verdict;
@@ -51,8 +52,8 @@ pub fn render(view: &View<'_>) -> String {
                 }
                 main {
                     (to_do(report))
-                    (tiles(report))
                     (verdict::of_run(view))
+                    (tiles(report))
                     (charts::overview(report))
                     (charts::of_subject(view))
                     (results::benchmark(report))
@@ -120,7 +121,7 @@ fn changed(report: &Report) -> Markup {
     }
     html! {
         div.changed {
-            p { strong { "These results were obtained with changed settings, not with those that were asked for:" } }
+            p { strong { (story::under_changes(report)) ":" } }
             ul {
                 @for change in &report.mitigations {
                     li { strong { (verdict::change(change)) } " " (&change.why) }
@@ -168,7 +169,11 @@ fn ticked(text: &str) -> Markup {
 fn tiles(report: &Report) -> Markup {
     let Some(bench) = &report.benchmark else { return html! {} };
     let size: u64 = report.traces.iter().map(|trace| trace.bytes).sum();
-    let latency = |value: f64, n: u64| if n == 0 { "not measured".to_owned() } else { format!("{} ms", figure(value)) };
+    let latency = |value: f64, n: u64| match n {
+        0 => "not measured".to_owned(),
+        _ if value < 1000.0 => format!("{} ms", figure(value)),
+        _ => format!("{} s", figure(value / 1e3)),
+    };
     let (done, sent) = (bench.progress.completed, bench.progress.sent);
     html! {
         section.tiles aria-label="Key figures" {

@@ -24,7 +24,8 @@ fn write(out: &mut String, view: &View<'_>) -> std::fmt::Result {
     if !report.mitigations.is_empty() {
         writeln!(
             out,
-            "**These results were obtained with changed settings, not with those that were asked for:**\n"
+            "**{}:**\n",
+            story::under_changes(report)
         )?;
         bullets(out, report.mitigations.iter().map(|change| format!("**{change}**")))?;
     }

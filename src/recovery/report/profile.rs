@@ -167,7 +167,7 @@ fn operators(out: &mut String, title: &str, rows: &[OperatorShare]) -> Result {
 }
 
 /// `31.2 % (95 %: 30.1 to 32.3)`, or the range where there are too few windows for an interval.
-fn spread(spread: &Spread) -> String {
+pub(super) fn spread(spread: &Spread) -> String {
     let mean = percent(spread.mean);
     let digits = |share: f64| format!("{:.1}", share * 100.0);
     match spread.ci95 {
@@ -177,12 +177,12 @@ fn spread(spread: &Spread) -> String {
     }
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
 /// From nanoseconds to hours in three or four digits.
-fn time(seconds: f64) -> String {
+pub(super) fn time(seconds: f64) -> String {
     match seconds {
         s if s < 1e-3 => format!("{:.1} µs", s * 1e6),
         s if s < 1.0 => format!("{:.2} ms", s * 1e3),

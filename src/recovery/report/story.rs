@@ -83,6 +83,15 @@ pub fn title(report: &Report) -> String {
     }
 }
 
+/// What must be read before anything else where settings were changed.
+pub fn under_changes(report: &Report) -> &'static str {
+    if report.benchmark.is_some() {
+        "These results were obtained with changed settings, not with those that were asked for"
+    } else {
+        "The last attempt ran with changed settings, not with those that were asked for"
+    }
+}
+
 /// With a capital letter, unless it begins with a name that has none.
 pub fn first_up(text: &str) -> String {
     if text.starts_with("varcas-guard") || text.starts_with("vLLM") {

@@ -1,6 +1,6 @@
 //! What was brought home: the benchmark and the traces.
 
-use super::{file_link, incomplete, more, section, verdict::list};
+use super::{file_link, incomplete, more, profile, section, verdict::list};
 use crate::event::{BenchSummary, Latency, SavedTrace, Trace, WorkloadSummary};
 use crate::recovery::report::model::Report;
 use crate::recovery::report::units::{bytes, count, figure};
@@ -153,8 +153,11 @@ fn halves(saved: &[(u32, &SavedTrace)]) -> Markup {
     }
 }
 
-/// What the traces say: top kernels and operators, how busy the GPU was, which window shows what. Nothing yet: the model
-/// has no such part.
-pub(super) fn profile(_report: &Report) -> Markup {
-    html! {}
+/// What the traces say: top kernels and operators, and how busy the GPU was.
+pub(super) fn profile(report: &Report) -> Markup {
+    let counts = report.attempts.iter().find(|attempt| Some(attempt.number) == report.counts);
+    match counts.and_then(|attempt| attempt.profile.as_ref()) {
+        Some(profile) => section("profile", "What the windows saw", profile::body(profile)),
+        None => html! {},
+    }
 }
