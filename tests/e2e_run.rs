@@ -198,6 +198,8 @@ fn one_interrupt_stops_in_good_order_and_saves_what_was_measured() {
     let place = Place::new();
     let mut running = place.run("out", &place.config(FAST, WINDOWS), &["--duration", "10m"]);
     running.until_under_load();
+    let meanwhile = place.ask(&["report", "out", "--format", "text"]);
+    assert!(meanwhile.out.starts_with("STILL RUNNING: "), "{}{}", meanwhile.out, meanwhile.err);
     running.signal(SIGINT);
     let done = running.wait();
     assert_eq!(done.code, Some(130), "{}", done.told());

@@ -448,6 +448,7 @@ fn a_journal_of_the_first_version_still_makes_a_report() {
     let report = model::build(&read.events);
     assert_eq!((report.outcome.as_str(), report.attempts.len(), report.counts), ("success", 2, Some(2)));
     assert_eq!(report.benchmark.as_ref().unwrap().progress.completed, 25);
+    assert!(!report.is_open());
     let series = series::of(&read.events);
     let shown = html::render(&View::new(&report, &series));
     assert!(shown.contains("Requests so far") && shown.contains("an older version wrote the journal"));

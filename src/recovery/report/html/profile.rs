@@ -51,6 +51,15 @@ fn idle(gaps: &Gaps) -> String {
     format!("{head} For {} of that time the host was in operators.", percent(gaps.in_operators))
 }
 
+/// What it is worth stands below it, or the table would be too wide for a phone.
+fn share(share: &Spread) -> Markup {
+    let text = spread(share);
+    match text.split_once(" (") {
+        Some((mean, worth)) => html! { (mean) br; small { "(" (worth) } },
+        None => html! { (text) },
+    }
+}
+
 /// A bar as long as the share, so that a table can be read without its figures.
 fn bar(share: &Spread) -> Markup {
     html! { i.bar style={ "width:" (format!("{:.1}%", (share.mean * 100.0).clamp(0.0, 100.0))) } {} }
@@ -65,7 +74,7 @@ fn shares(title: &str, all: &[KernelShare]) -> Markup {
             thead { tr { th { (title) } th.n { "share" } th.n { "n" } th.n { "together" } } }
             tbody { @for row in part { tr {
                 td { code { (row.name) } (bar(&row.share)) }
-                td.n { (spread(&row.share)) } td.n { (count(row.count)) } td.n { (time(row.total_s)) }
+                td.n { (share(&row.share)) } td.n { (count(row.count)) } td.n { (time(row.total_s)) }
             } } }
         } }
     };
@@ -81,7 +90,7 @@ fn operators(all: &[OperatorShare]) -> Markup {
             thead { tr { th { "Host time by operator, without those it called" } th.n { "share" } th.n { "n" } th.n { "itself" } } }
             tbody { @for row in part { tr {
                 td { code { (row.name) } (bar(&row.share)) }
-                td.n { (spread(&row.share)) } td.n { (count(row.count)) } td.n { (time(row.self_s)) }
+                td.n { (share(&row.share)) } td.n { (count(row.count)) } td.n { (time(row.self_s)) }
             } } }
         } }
     };
