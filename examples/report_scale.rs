@@ -13,7 +13,10 @@ use varcas_guard::time::instant_now;
 
 fn main() {
     let mut numbers = std::env::args().skip(1).map(|word| word.parse::<usize>().unwrap());
-    let (events, attempts) = (numbers.next().unwrap_or(report_support::NIGHT.0), numbers.next().unwrap_or(report_support::NIGHT.1));
+    let (events, attempts) = (
+        numbers.next().unwrap_or(report_support::NIGHT.0),
+        numbers.next().unwrap_or(report_support::NIGHT.1),
+    );
     let folder = tempfile::tempdir().unwrap();
     let dir = RunDir::new(folder.path());
     let story = report_support::long(events, attempts);
@@ -33,7 +36,11 @@ fn main() {
     let built = began.elapsed();
     let began = instant_now();
     let page = html::render(&varcas_guard::recovery::report::View::new(&model, &series));
-    println!("from events in memory: model and series {built:.2?}, page {:.2?}, {} bytes", began.elapsed(), page.len());
+    println!(
+        "from events in memory: model and series {built:.2?}, page {:.2?}, {} bytes",
+        began.elapsed(),
+        page.len()
+    );
     drop((story, model, series, page));
     for round in 1..=5 {
         let began = instant_now();

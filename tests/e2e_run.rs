@@ -91,9 +91,13 @@ fn assert_report_is_shown_in_every_form(place: &Place, out: &Path) {
     assert!(opened.status.success(), "{opened:?}");
     let page = std::fs::read_to_string(place.path("opened")).unwrap();
     assert!(place.path(page.trim()).is_file(), "{page}");
-    let opened = place.command(&["report", "out", "--open"]).env("BROWSER", "no-such-browser").output().unwrap();
+    let opened =
+        place.command(&["report", "out", "--open"]).env("BROWSER", "no-such-browser").output().unwrap();
     let told = String::from_utf8(opened.stderr).unwrap();
-    assert!(opened.status.code() == Some(2) && told.contains("no browser") && told.contains("report.html"), "{told}");
+    assert!(
+        opened.status.code() == Some(2) && told.contains("no browser") && told.contains("report.html"),
+        "{told}"
+    );
 }
 
 #[test]

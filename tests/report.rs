@@ -4,14 +4,16 @@
 mod report_support;
 
 use regex::Regex;
-use report_support::{Story, ending, full, hopeless, killed, long, mitigation, proc, refused, summary, trace, verdict};
+use report_support::{
+    Story, ending, full, hopeless, killed, long, mitigation, proc, refused, summary, trace, verdict,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 use varcas_guard::cli::report as command;
 use varcas_guard::event::{
-    Event, EventKind, Evidence, ExitHow, Finding, Gravity, Leftover, Mitigation, Outcome, Phase, Quote, RuledOut,
-    SavedTrace, Trace, Verdict,
+    Event, EventKind, Evidence, ExitHow, Finding, Gravity, Leftover, Mitigation, Outcome, Phase, Quote,
+    RuledOut, SavedTrace, Trace, Verdict,
 };
 use varcas_guard::recovery::report::model::{self, Report};
 use varcas_guard::recovery::report::{Excerpt, View, html, markdown, series, text};
@@ -28,13 +30,13 @@ fn text_of(story: &Story, render: fn(&View<'_>) -> String) -> String {
 }
 
 fn write_journal(folder: &Path, events: &[Event]) {
-    let lines: Vec<String> = events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect();
+    let lines: Vec<String> =
+        events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect();
     std::fs::write(folder.join("events.jsonl"), lines.concat()).unwrap();
 }
 
 /// Everything that could end an attribute, open an element, colour a terminal or turn the writing around.
-const HOSTILE: &str =
-    "\"'><script>alert(1)</script><img src=x onerror=alert(2)></pre></style><!-- &lt; \u{1b}[31m\0\u{202e}` | javascript:x";
+const HOSTILE: &str = "\"'><script>alert(1)</script><img src=x onerror=alert(2)></pre></style><!-- &lt; \u{1b}[31m\0\u{202e}` | javascript:x";
 
 /// A run in which every text that comes from outside is hostile.
 fn hostile() -> (Story, Vec<Excerpt>) {
@@ -74,7 +76,8 @@ fn hostile() -> (Story, Vec<Excerpt>) {
         count: 1,
         outranks: vec![],
     }));
-    let item = Evidence { what: evil(), file: Some(evil()), bytes: 1, took: Duration::ZERO, problem: Some(evil()) };
+    let item =
+        Evidence { what: evil(), file: Some(evil()), bytes: 1, took: Duration::ZERO, problem: Some(evil()) };
     story.say(EventKind::EvidenceSaved { items: vec![item] });
     story.say(EventKind::SignalSent { signal: 9, targets: vec![proc(10)], why: evil() });
     let mut bench = summary();
@@ -157,8 +160,8 @@ fn tags(page: &str) -> Vec<(String, Vec<(String, String)>)> {
     tag.captures_iter(page)
         .map(|found| {
             let attributes = attribute.captures_iter(&found[2]);
-            let attributes = attributes
-                .map(|a| (a[1].to_owned(), a.get(2).map_or("", |value| value.as_str()).to_owned()));
+            let attributes =
+                attributes.map(|a| (a[1].to_owned(), a.get(2).map_or("", |value| value.as_str()).to_owned()));
             (found[1].to_owned(), attributes.collect())
         })
         .collect()
@@ -190,16 +193,22 @@ fn a_page_asks_for_nothing_and_links_only_into_its_folder_or_to_documentation() 
         let style = page.split("<style>").nth(1).unwrap().split("</style>").next().unwrap();
         assert!(!style.contains("url(") && !style.contains("@import") && !style.contains("//"), "{style}");
         for (name, attributes) in tags(&page) {
-            let is_loader = ["script", "link", "iframe", "object", "embed", "base", "form", "img", "video", "use", "image"];
+            let is_loader = [
+                "script", "link", "iframe", "object", "embed", "base", "form", "img", "video", "use", "image",
+            ];
             assert!(!is_loader.contains(&name.as_str()), "<{name}>");
             for (attribute, value) in &attributes {
-                assert!(!["src", "srcset", "action", "data", "poster", "background", "ping"].contains(&attribute.as_str()));
+                assert!(
+                    !["src", "srcset", "action", "data", "poster", "background", "ping"]
+                        .contains(&attribute.as_str())
+                );
                 assert!(attribute != "style" || !value.contains("url"), "{value}");
                 if attribute != "href" {
                     continue;
                 }
                 assert_eq!(name, "a");
-                let documentation = value.starts_with("https://") && attributes.iter().any(|(k, _)| k == "rel");
+                let documentation =
+                    value.starts_with("https://") && attributes.iter().any(|(k, _)| k == "rel");
                 let inside = !value.contains(':') && !value.starts_with('/') && !value.contains("..");
                 assert!(documentation || inside, "href={value}");
             }
@@ -216,10 +225,12 @@ fn the_same_journal_gives_the_same_bytes_whether_it_streams_or_not() {
     let told = command::of_run(&dir).unwrap();
     assert_eq!(told.report, model::build(&story.events));
     command::write(&dir, &told).unwrap();
-    let first = ["report.html", "report.md", "report.json"].map(|name| std::fs::read(folder.path().join(name)).unwrap());
+    let first = ["report.html", "report.md", "report.json"]
+        .map(|name| std::fs::read(folder.path().join(name)).unwrap());
     assert_eq!(String::from_utf8_lossy(&first[0]), page(&story));
     command::write(&dir, &command::of_run(&dir).unwrap()).unwrap();
-    let again = ["report.html", "report.md", "report.json"].map(|name| std::fs::read(folder.path().join(name)).unwrap());
+    let again = ["report.html", "report.md", "report.json"]
+        .map(|name| std::fs::read(folder.path().join(name)).unwrap());
     assert!(first == again);
 }
 
@@ -245,7 +256,8 @@ fn sections(page: &str) -> Vec<&'static str> {
 
 #[test]
 fn a_section_is_there_exactly_when_there_is_something_in_it() {
-    let every = |without: &[&str]| SECTIONS.into_iter().filter(|id| !without.contains(id)).collect::<Vec<_>>();
+    let every =
+        |without: &[&str]| SECTIONS.into_iter().filter(|id| !without.contains(id)).collect::<Vec<_>>();
     assert_eq!(sections(&page(&full())), every(&["verdict"]), "a success has no verdict of its own");
     assert_eq!(sections(&page(&hopeless())), every(&["benchmark", "attempt-2", "missing"]));
     assert_eq!(
@@ -295,7 +307,11 @@ fn the_moment_of_failure_is_marked_where_there_was_one() {
     assert_eq!(marks(&failed), failed.matches("<svg").count(), "each chart has its mark");
     let both = page(&full());
     assert_eq!(marks(&both) * 2, both.matches("<svg").count(), "only those of the attempt that crashed");
-    assert!(both.contains("class=\"window\"") && both.contains("class=\"flush\"") && both.contains("class=\"still\""));
+    assert!(
+        both.contains("class=\"window\"")
+            && both.contains("class=\"flush\"")
+            && both.contains("class=\"still\"")
+    );
     assert!(page(&killed()).contains("cut off</text>"));
 }
 

@@ -85,7 +85,12 @@ fn every_page_is_drawn_in_a_browser_and_asks_for_nothing() {
         assert!(look["shown"].as_u64().unwrap() >= least, "{what}: too few charts: {look}");
     }
     for screen in ["phone", "desk"] {
-        let colours = looks.iter().filter(|look| look["screen"] == screen).map(|look| look["background"].to_string());
-        assert_eq!(colours.collect::<std::collections::BTreeSet<_>>().len(), 2, "light and dark look the same");
+        let colours =
+            looks.iter().filter(|look| look["screen"] == screen).map(|look| look["background"].to_string());
+        assert_eq!(
+            colours.collect::<std::collections::BTreeSet<_>>().len(),
+            2,
+            "light and dark look the same"
+        );
     }
 }

@@ -74,7 +74,10 @@ fn rates_come_from_counters_and_never_across_a_silence() {
     let mut story = Story::begin();
     story.attempt();
     let sample = |tokens: f64| {
-        EventKind::EngineSampled(Reading::Value(EngineSample { generation_tokens: tokens, ..EngineSample::default() }))
+        EventKind::EngineSampled(Reading::Value(EngineSample {
+            generation_tokens: tokens,
+            ..EngineSample::default()
+        }))
     };
     let silence = || EventKind::EngineSampled(Reading::Unavailable { why: "no answer".to_owned() });
     story.say(sample(1000.0)).wait(2000).say(sample(1500.0)).wait(1000).say(silence());

@@ -74,7 +74,9 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     };
     // A reader that has seen enough (`| head`) is no failure of ours.
     match writeln!(std::io::stdout(), "{}", shown.trim_end()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("print the report"),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("print the report")
+        }
         _ => Ok(ProcessExit::SUCCESS),
     }
 }
@@ -133,9 +135,8 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 fn open(page: &Path) -> Result<(), Failure> {
     let browser = std::env::var("BROWSER").ok().filter(|name| !name.is_empty());
     let program = preflight::find_program(browser.as_deref().unwrap_or("xdg-open"));
-    let status = program.map(|program| {
-        Command::new(program).arg(page).stdin(Stdio::null()).stdout(Stdio::null()).status()
-    });
+    let status = program
+        .map(|program| Command::new(program).arg(page).stdin(Stdio::null()).stdout(Stdio::null()).status());
     match status {
         Some(Ok(status)) if status.success() => Ok(()),
         Some(Ok(status)) => Err(format!("the browser ended with {status}")),

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use varcas_guard::config::Plan;
 use varcas_guard::event::{
-    BenchSummary, Check, Confidence, Ending, EngineSample, Event, EventKind, Evidence, ExitHow, Finding, Gravity,
-    GpuSample, HangKind, JOURNAL_VERSION, Latency, Leftover, LoadProgress, Mitigation, Outcome, Phase, ProcId,
-    ProcSample, Quote, Reading, Retry, RuledOut, SavedTrace, ServerFacts, Severity, Suspicion, SuspicionStep, Trace,
-    Verdict, WindowContent, WindowEvent, WindowLine, WorkloadSummary,
+    BenchSummary, Check, Confidence, Ending, EngineSample, Event, EventKind, Evidence, ExitHow, Finding,
+    GpuSample, Gravity, HangKind, JOURNAL_VERSION, Latency, Leftover, LoadProgress, Mitigation, Outcome,
+    Phase, ProcId, ProcSample, Quote, Reading, Retry, RuledOut, SavedTrace, ServerFacts, Severity, Suspicion,
+    SuspicionStep, Trace, Verdict, WindowContent, WindowEvent, WindowLine, WorkloadSummary,
 };
 use varcas_guard::time::Stamp;
 
@@ -154,7 +154,12 @@ impl Story {
 
     /// A window of a second, with its flush.
     pub(crate) fn profile(&mut self, window: u32) -> &mut Self {
-        self.window(WindowEvent::Opened { window, step: u64::from(window) * 100, phase: "measuring".to_owned() }).wait(1000);
+        self.window(WindowEvent::Opened {
+            window,
+            step: u64::from(window) * 100,
+            phase: "measuring".to_owned(),
+        })
+        .wait(1000);
         self.window(WindowEvent::Flushing { window }).wait(300);
         self.window(WindowEvent::Closed {
             window,
@@ -186,7 +191,8 @@ impl Story {
 }
 
 pub(crate) fn summary() -> BenchSummary {
-    let latency = |k: f64| Latency { n: 2900, mean: k, p50: k * 0.9, p90: k * 1.5, p99: k * 3.0, max: k * 5.0 };
+    let latency =
+        |k: f64| Latency { n: 2900, mean: k, p50: k * 0.9, p90: k * 1.5, p99: k * 3.0, max: k * 5.0 };
     let workload = |name: &str| WorkloadSummary {
         name: name.to_owned(),
         completed: 1000,
@@ -284,9 +290,18 @@ pub(crate) fn full() -> Story {
         patience: Duration::from_secs(60),
         reasons: vec!["a GPU spins".to_owned()],
     }));
-    let crash = ending(Outcome::Crash, "VLLM::EngineCor (pid 11) ended during measuring with SIGABRT", Phase::Measuring);
+    let crash = ending(
+        Outcome::Crash,
+        "VLLM::EngineCor (pid 11) ended during measuring with SIGABRT",
+        Phase::Measuring,
+    );
     let how = ExitHow::Signal { signal: 6, core: true };
-    story.say(EventKind::ProcessExited { proc: proc(11), comm: "VLLM::EngineCor".to_owned(), how, main: false });
+    story.say(EventKind::ProcessExited {
+        proc: proc(11),
+        comm: "VLLM::EngineCor".to_owned(),
+        how,
+        main: false,
+    });
     story.end(&crash);
     story.say(EventKind::Finding(Finding {
         rule: "cuda-oom".to_owned(),
@@ -311,7 +326,11 @@ pub(crate) fn full() -> Story {
             piece("gpus", None, Some("no answer within 4s")),
         ],
     });
-    story.say(EventKind::SignalSent { signal: 9, targets: vec![proc(10)], why: "nothing may be left".to_owned() });
+    story.say(EventKind::SignalSent {
+        signal: 9,
+        targets: vec![proc(10)],
+        why: "nothing may be left".to_owned(),
+    });
     story.say(EventKind::TracesCollected {
         traces: vec![],
         problems: vec!["x.json: empty".to_owned()],
@@ -336,11 +355,22 @@ pub(crate) fn full() -> Story {
             story.profile(u32::try_from(n / 10).unwrap());
         }
     }
-    let good = ending(Outcome::Success, "the benchmark ran to its end: 2991 of 3000 requests succeeded", Phase::Measuring);
+    let good = ending(
+        Outcome::Success,
+        "the benchmark ran to its end: 2991 of 3000 requests succeeded",
+        Phase::Measuring,
+    );
     story.say(EventKind::LoadFinished { summary: Box::new(summary()) });
     story.end(&good);
-    story.say(EventKind::TracesCollected { traces: (0..12).map(trace).collect(), problems: vec![], saved: vec![] });
-    story.say(EventKind::Trouble { what: "read /proc/7/io".to_owned(), error: "permission denied".to_owned() });
+    story.say(EventKind::TracesCollected {
+        traces: (0..12).map(trace).collect(),
+        problems: vec![],
+        saved: vec![],
+    });
+    story.say(EventKind::Trouble {
+        what: "read /proc/7/io".to_owned(),
+        error: "permission denied".to_owned(),
+    });
     story.close(good, false).phase(Phase::Done);
     story.finish(Outcome::Success, 0, "the benchmark ran to its end: 2991 of 3000 requests succeeded");
     story
@@ -417,7 +447,8 @@ pub(crate) fn long(events: usize, attempts: usize) -> Story {
                     gravity: Gravity::Suspect,
                     line: n,
                     offset: n * 100,
-                    text: "WARNING [shm_broadcast.py:466] No available shared memory broadcast block found".to_owned(),
+                    text: "WARNING [shm_broadcast.py:466] No available shared memory broadcast block found"
+                        .to_owned(),
                     count: n,
                     outranks: Vec::new(),
                 }));

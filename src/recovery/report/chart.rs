@@ -115,7 +115,9 @@ pub fn chart(
     behind: &Backdrop<'_>,
     note: Option<&str>,
 ) -> Option<Markup> {
-    let lines: Vec<&Line> = lines.iter().filter(|line| track.has_line(line.metric))
+    let lines: Vec<&Line> = lines
+        .iter()
+        .filter(|line| track.has_line(line.metric))
         // That nothing failed is no line.
         .filter(|line| line.metric != Metric::Failed || most(track.bins(line.metric)) > 0.0)
         .collect();
@@ -195,8 +197,32 @@ fn ceiling(highest: f64) -> (f64, f64) {
 /// Seconds between ticks, and the unit they are told in.
 fn time_step(length: f64) -> (f64, f64, &'static str) {
     const STEPS: [f64; 26] = [
-        0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0,
-        7200.0, 10800.0, 21600.0, 43200.0, 86400.0, 172_800.0, 345_600.0, 691_200.0, 1_382_400.0,
+        0.05,
+        0.1,
+        0.2,
+        0.5,
+        1.0,
+        2.0,
+        5.0,
+        10.0,
+        15.0,
+        30.0,
+        60.0,
+        120.0,
+        300.0,
+        600.0,
+        900.0,
+        1800.0,
+        3600.0,
+        7200.0,
+        10800.0,
+        21600.0,
+        43200.0,
+        86400.0,
+        172_800.0,
+        345_600.0,
+        691_200.0,
+        1_382_400.0,
     ];
     let step = STEPS.into_iter().find(|step| length / step <= 6.0).unwrap_or(length / 4.0);
     match step {
@@ -233,7 +259,8 @@ fn tick_text(tick: f64) -> String {
 
 fn axis_x(x: &Scale) -> Markup {
     let (step, per, unit) = time_step(x.to);
-    let ticks: Vec<f64> = (0..=8).map(|n| f64::from(n) * step).take_while(|tick| *tick <= x.to * 1.0001).collect();
+    let ticks: Vec<f64> =
+        (0..=8).map(|n| f64::from(n) * step).take_while(|tick| *tick <= x.to * 1.0001).collect();
     let last = ticks.len().saturating_sub(1);
     html! {
         g.axis {
@@ -371,9 +398,13 @@ mod tests {
 
     #[test]
     fn time_is_told_in_the_unit_that_fits_it() {
-        for (length, step, unit) in
-            [(0.4, 0.1, "s"), (3.0, 0.5, "s"), (95.0, 30.0, "s"), (400.0, 120.0, "min"), (30_000.0, 7200.0, "h")]
-        {
+        for (length, step, unit) in [
+            (0.4, 0.1, "s"),
+            (3.0, 0.5, "s"),
+            (95.0, 30.0, "s"),
+            (400.0, 120.0, "min"),
+            (30_000.0, 7200.0, "h"),
+        ] {
             let (s, _, u) = time_step(length);
             assert!((s - step).abs() < 1e-9 && u == unit, "{length}: {s} {u}");
         }
@@ -381,8 +412,7 @@ mod tests {
 
     #[test]
     fn ticks_are_short() {
-        let shown: Vec<String> =
-            [0.0, 0.5, 2.5, 100.0, 1500.0, 20_000.0, 2_500_000.0].map(tick_text).into();
+        let shown: Vec<String> = [0.0, 0.5, 2.5, 100.0, 1500.0, 20_000.0, 2_500_000.0].map(tick_text).into();
         assert_eq!(shown, ["0", "0.5", "2.5", "100", "1,500", "20k", "2.5M"]);
     }
 }

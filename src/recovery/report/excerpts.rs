@@ -91,7 +91,8 @@ fn tail(path: &Path) -> io::Result<Option<Excerpt>> {
     {
         raw.drain(..=end);
     }
-    let note = if start > 0 { format!("the last {} of {}", bytes(MOST), bytes(length)) } else { String::new() };
+    let note =
+        if start > 0 { format!("the last {} of {}", bytes(MOST), bytes(length)) } else { String::new() };
     Ok((!raw.is_empty()).then(|| Excerpt { text: text(&raw), note, first_line: 1, ..Excerpt::default() }))
 }
 
@@ -127,7 +128,13 @@ fn around(path: &Path, number: u64) -> io::Result<Option<Excerpt>> {
         return Ok(None);
     }
     let note = format!("lines {first} to {}", at - 1);
-    Ok(Some(Excerpt { text: text(&raw), note, first_line: first, decisive: Some(number), ..Excerpt::default() }))
+    Ok(Some(Excerpt {
+        text: text(&raw),
+        note,
+        first_line: first,
+        decisive: Some(number),
+        ..Excerpt::default()
+    }))
 }
 
 fn text(raw: &[u8]) -> String {

@@ -113,7 +113,6 @@ fn sign(tone: Tone) -> &'static str {
     }
 }
 
-
 /// Whatever is read below, this must be read before it.
 fn changed(report: &Report) -> Markup {
     if report.mitigations.is_empty() {
@@ -152,9 +151,13 @@ fn to_do(report: &Report) -> Markup {
     if report.to_do.is_empty() {
         return html! {};
     }
-    section("now", "What to do now", html! {
-        ol.todo { @for step in &report.to_do { li { (ticked(step)) } } }
-    })
+    section(
+        "now",
+        "What to do now",
+        html! {
+            ol.todo { @for step in &report.to_do { li { (ticked(step)) } } }
+        },
+    )
 }
 
 /// Text in which `backticks` mark code.

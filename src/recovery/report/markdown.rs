@@ -22,11 +22,7 @@ fn write(out: &mut String, view: &View<'_>) -> std::fmt::Result {
     let (_, headline) = story::headline(report);
     writeln!(out, "# {headline}: {}\n", plain(&story::title(report)))?;
     if !report.mitigations.is_empty() {
-        writeln!(
-            out,
-            "**{}:**\n",
-            story::under_changes(report)
-        )?;
+        writeln!(out, "**{}:**\n", story::under_changes(report))?;
         bullets(out, report.mitigations.iter().map(|change| format!("**{change}**")))?;
     }
     writeln!(out, "{}\n", plain(&report.story.join(" ")))?;
@@ -366,8 +362,7 @@ fn repeat(out: &mut String, report: &Report) -> std::fmt::Result {
     if !report.env.is_empty() {
         writeln!(out, "Environment beside what is inherited:\n")?;
         let line = |(name, value): (&String, &String)| {
-            let value =
-                if safe::secret(name) { safe::HIDDEN.to_owned() } else { safe::quoted(value) };
+            let value = if safe::secret(name) { safe::HIDDEN.to_owned() } else { safe::quoted(value) };
             format!("{name}={value}")
         };
         code(out, &report.env.iter().map(line).collect::<Vec<_>>().join("\n"))?;

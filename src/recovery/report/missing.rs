@@ -33,7 +33,8 @@ pub fn list(view: &View<'_>) -> Vec<String> {
     }
     if view.report.benchmark.as_ref().is_some_and(|bench| bench.itl_ms.n == 0) {
         out.push(
-            "Inter-token latency: no stream had two pieces, or an older version wrote the journal.".to_owned(),
+            "Inter-token latency: no stream had two pieces, or an older version wrote the journal."
+                .to_owned(),
         );
     }
     if view.report.plan.as_ref().is_some_and(|plan| plan.profile.mode == ProfileMode::Off) {

@@ -7,8 +7,8 @@ use super::story;
 use crate::config::Plan;
 use crate::event::{
     BenchSummary, Check, Ending, Event, EventKind, Evidence, ExitHow, Leftover, Mitigation, Outcome, Phase,
-    ProcId, ProfileSummary, Reading, SavedTrace, ServerFacts, Severity, Suspicion, SuspicionStep, Trace, Verdict, WindowEvent,
-    signal_name, words::sentence,
+    ProcId, ProfileSummary, Reading, SavedTrace, ServerFacts, Severity, Suspicion, SuspicionStep, Trace,
+    Verdict, WindowEvent, signal_name, words::sentence,
 };
 use crate::time::secs;
 use serde::{Deserialize, Serialize};
@@ -278,7 +278,9 @@ impl Builder {
         if event.attempt > 0 {
             self.attempts
                 .entry(event.attempt)
-                .or_insert_with(|| Open::new(event.attempt, event.at.mono, std::mem::take(&mut self.mitigations)))
+                .or_insert_with(|| {
+                    Open::new(event.attempt, event.at.mono, std::mem::take(&mut self.mitigations))
+                })
                 .push(event);
         }
     }

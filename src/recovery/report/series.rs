@@ -87,7 +87,8 @@ pub struct Bin {
 }
 
 impl Bin {
-    const EMPTY: Self = Self { min: f64::INFINITY, max: f64::NEG_INFINITY, sum: 0.0, moments: 0.0, n: 0, lost: false };
+    const EMPTY: Self =
+        Self { min: f64::INFINITY, max: f64::NEG_INFINITY, sum: 0.0, moments: 0.0, n: 0, lost: false };
 
     /// Their mean; none when there are none.
     pub fn mean(&self) -> Option<f64> {

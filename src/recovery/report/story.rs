@@ -104,7 +104,10 @@ pub fn first_up(text: &str) -> String {
 /// A sentence as the second half of another.
 fn inside(text: &str) -> String {
     let first = text.split(' ').next().unwrap_or_default();
-    if matches!(first, "The" | "A" | "An" | "It" | "No" | "Nothing" | "Something" | "Somebody" | "There" | "One") {
+    if matches!(
+        first,
+        "The" | "A" | "An" | "It" | "No" | "Nothing" | "Something" | "Somebody" | "There" | "One"
+    ) {
         format!("{}{}", first.to_lowercase(), &text[first.len()..])
     } else {
         text.to_owned()
@@ -332,12 +335,19 @@ fn to_do(report: &Report) -> Vec<String> {
                         out.push(sentence(&verdict.advice));
                     }
                     match verdict.retry {
-                        Retry::No => out.push("Do not simply start it again: it would fail the same way.".to_owned()),
+                        Retry::No => {
+                            out.push("Do not simply start it again: it would fail the same way.".to_owned())
+                        }
                         Retry::Yes => out.push("Start it again; it may have been bad luck.".to_owned()),
-                        Retry::WithMitigation => out.push("Start it again only with something changed.".to_owned()),
+                        Retry::WithMitigation => {
+                            out.push("Start it again only with something changed.".to_owned())
+                        }
                     }
                 }
-                None => out.push("Read the log line and the evidence of the last attempt below; there is no verdict.".to_owned()),
+                None => out.push(
+                    "Read the log line and the evidence of the last attempt below; there is no verdict."
+                        .to_owned(),
+                ),
             }
         }
     }

@@ -27,7 +27,8 @@ pub fn render(view: &View<'_>) -> String {
     line("");
     for attempt in &report.attempts {
         let took = human(attempt.duration_s);
-        let end = attempt.ending.as_ref().map_or("cut off".to_owned(), |e| format!("{}: {}", e.outcome, e.reason));
+        let end =
+            attempt.ending.as_ref().map_or("cut off".to_owned(), |e| format!("{}: {}", e.outcome, e.reason));
         line(&format!("attempt {} ({took}): {end}", attempt.number));
         let decisive = attempt.verdict.as_ref().and_then(|verdict| verdict.decisive.as_ref());
         if let Some(quote) = decisive {

@@ -33,7 +33,11 @@ pub fn figure(value: f64) -> String {
     }
     match size {
         _ if size >= 1000.0 => {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is rounded and large")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "it is rounded and large"
+            )]
             let whole = count(size.round() as u64);
             if value < 0.0 { format!("-{whole}") } else { whole }
         }

@@ -23,11 +23,15 @@ pub(super) fn all(view: &View<'_>) -> Markup {
     let (first, last) = charts::ends(attempts.len(), MAX_ATTEMPTS);
     let left_out = attempts.len() - first - last;
     let subject = story::subject(view.report).map(|attempt| attempt.number);
-    section("attempts", "Attempts", html! {
-        @for attempt in &attempts[..first] { (one(view, attempt, subject)) }
-        @if left_out > 0 { p.note { (left_out) " attempts between these are told in " (file_link("report.json", "report.json")) " only." } }
-        @for attempt in &attempts[attempts.len() - last..] { (one(view, attempt, subject)) }
-    })
+    section(
+        "attempts",
+        "Attempts",
+        html! {
+            @for attempt in &attempts[..first] { (one(view, attempt, subject)) }
+            @if left_out > 0 { p.note { (left_out) " attempts between these are told in " (file_link("report.json", "report.json")) " only." } }
+            @for attempt in &attempts[attempts.len() - last..] { (one(view, attempt, subject)) }
+        },
+    )
 }
 
 fn one(view: &View<'_>, attempt: &Attempt, subject: Option<u32>) -> Markup {
@@ -133,10 +137,14 @@ fn title(path: &str) -> String {
 }
 
 fn evidence(attempt: &Attempt) -> Markup {
-    list("Evidence saved before the kill", attempt.evidence.len(), html! {
-        ul { @for item in attempt.evidence.iter().take(MAX_ROWS) { li { (piece(attempt.number, item)) } } }
-        @if attempt.evidence.len() > MAX_ROWS { (more(attempt.evidence.len() - MAX_ROWS)) }
-    })
+    list(
+        "Evidence saved before the kill",
+        attempt.evidence.len(),
+        html! {
+            ul { @for item in attempt.evidence.iter().take(MAX_ROWS) { li { (piece(attempt.number, item)) } } }
+            @if attempt.evidence.len() > MAX_ROWS { (more(attempt.evidence.len() - MAX_ROWS)) }
+        },
+    )
 }
 
 fn piece(attempt: u32, item: &Evidence) -> Markup {
@@ -153,15 +161,17 @@ fn processes(attempt: &Attempt) -> Markup {
     let (quiet, told): (Vec<&Process>, Vec<&Process>) = attempt.processes.iter().partition(|process| {
         process.ended == Some(ExitHow::Code { code: 0 }) && !process.comm.starts_with("VLLM::")
     });
-    let rows = |part: &[&Process]| html! {
-        div.scroll { table {
-            thead { tr { th { "process" } th.n { "pid" } th { "ended with" } } }
-            tbody { @for process in part.iter().take(MAX_ROWS) { tr {
-                td { (&process.comm) } td.n { (process.proc.pid) }
-                td { @match process.ended { Some(how) => (how), None => "nobody saw it end" } }
-            } } }
-        } }
-        @if part.len() > MAX_ROWS { (more(part.len() - MAX_ROWS)) }
+    let rows = |part: &[&Process]| {
+        html! {
+            div.scroll { table {
+                thead { tr { th { "process" } th.n { "pid" } th { "ended with" } } }
+                tbody { @for process in part.iter().take(MAX_ROWS) { tr {
+                    td { (&process.comm) } td.n { (process.proc.pid) }
+                    td { @match process.ended { Some(how) => (how), None => "nobody saw it end" } }
+                } } }
+            } }
+            @if part.len() > MAX_ROWS { (more(part.len() - MAX_ROWS)) }
+        }
     };
     html! {
         (list("Processes and how each ended", told.len(), rows(&told)))
@@ -186,7 +196,8 @@ fn windows(attempt: &Attempt) -> Markup {
 
 fn files(attempt: &Attempt) -> Markup {
     let number = attempt.number;
-    if attempt.phases.iter().all(|span| matches!(span.phase, Phase::Preflight | Phase::Done | Phase::Waiting)) {
+    if attempt.phases.iter().all(|span| matches!(span.phase, Phase::Preflight | Phase::Done | Phase::Waiting))
+    {
         return html! {};
     }
     html! {

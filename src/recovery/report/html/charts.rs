@@ -37,15 +37,19 @@ pub(super) fn overview(report: &Report) -> Markup {
         .into_iter()
         .filter(|phase| report.attempts.iter().any(|a| a.phases.iter().any(|span| span.phase == *phase)))
         .collect();
-    section("attempts-overview", "The run at a glance", html! {
-        div.runbars {
-            @for attempt in report.attempts.iter().take(first) { (row(attempt, whole)) }
-            @if left_out > 0 { p.note { (left_out) " attempts are not shown here." } }
-            @for attempt in &report.attempts[report.attempts.len() - last..] { (row(attempt, whole)) }
-            div.runrow aria-hidden="true" { span {} div.runaxis { span { "0" } span { (human(report.duration_s / 2)) } span { (human(report.duration_s)) } } }
-        }
-        (legend(&seen, false, false, false))
-    })
+    section(
+        "attempts-overview",
+        "The run at a glance",
+        html! {
+            div.runbars {
+                @for attempt in report.attempts.iter().take(first) { (row(attempt, whole)) }
+                @if left_out > 0 { p.note { (left_out) " attempts are not shown here." } }
+                @for attempt in &report.attempts[report.attempts.len() - last..] { (row(attempt, whole)) }
+                div.runrow aria-hidden="true" { span {} div.runaxis { span { "0" } span { (human(report.duration_s / 2)) } span { (human(report.duration_s)) } } }
+            }
+            (legend(&seen, false, false, false))
+        },
+    )
 }
 
 /// How many of the first and how many of the last to show.
@@ -109,7 +113,8 @@ pub(super) fn of_attempt(view: &View<'_>, attempt: &Attempt) -> Option<Markup> {
             (span.phase, from, from + span.took_s)
         })
         .collect();
-    let word = attempt.ending.as_ref().map_or_else(|| "cut off".to_owned(), |ending| ending.outcome.to_string());
+    let word =
+        attempt.ending.as_ref().map_or_else(|| "cut off".to_owned(), |ending| ending.outcome.to_string());
     let behind = Backdrop { phases: &phases, failure: &word };
     let charts = draw(track, &behind);
     if charts.is_empty() {

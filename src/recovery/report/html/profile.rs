@@ -69,14 +69,16 @@ fn shares(title: &str, all: &[KernelShare]) -> Markup {
     if all.is_empty() {
         return html! {};
     }
-    let rows = |part: &[KernelShare]| html! {
-        div.scroll { table.shares {
-            thead { tr { th { (title) } th.n { "share" } th.n { "n" } th.n { "together" } } }
-            tbody { @for row in part { tr {
-                td { code { (row.name) } (bar(&row.share)) }
-                td.n { (share(&row.share)) } td.n { (count(row.count)) } td.n { (time(row.total_s)) }
-            } } }
-        } }
+    let rows = |part: &[KernelShare]| {
+        html! {
+            div.scroll { table.shares {
+                thead { tr { th { (title) } th.n { "share" } th.n { "n" } th.n { "together" } } }
+                tbody { @for row in part { tr {
+                    td { code { (row.name) } (bar(&row.share)) }
+                    td.n { (share(&row.share)) } td.n { (count(row.count)) } td.n { (time(row.total_s)) }
+                } } }
+            } }
+        }
     };
     folded(all, rows)
 }
@@ -85,14 +87,16 @@ fn operators(all: &[OperatorShare]) -> Markup {
     if all.is_empty() {
         return html! {};
     }
-    let rows = |part: &[OperatorShare]| html! {
-        div.scroll { table.shares {
-            thead { tr { th { "Host time by operator, without those it called" } th.n { "share" } th.n { "n" } th.n { "itself" } } }
-            tbody { @for row in part { tr {
-                td { code { (row.name) } (bar(&row.share)) }
-                td.n { (share(&row.share)) } td.n { (count(row.count)) } td.n { (time(row.self_s)) }
-            } } }
-        } }
+    let rows = |part: &[OperatorShare]| {
+        html! {
+            div.scroll { table.shares {
+                thead { tr { th { "Host time by operator, without those it called" } th.n { "share" } th.n { "n" } th.n { "itself" } } }
+                tbody { @for row in part { tr {
+                    td { code { (row.name) } (bar(&row.share)) }
+                    td.n { (share(&row.share)) } td.n { (count(row.count)) } td.n { (time(row.self_s)) }
+                } } }
+            } }
+        }
     };
     folded(all, rows)
 }

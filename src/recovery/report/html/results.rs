@@ -61,7 +61,9 @@ fn latency(name: &str, meaning: &str, l: &Latency) -> Markup {
 }
 
 fn workloads(all: &[WorkloadSummary], seconds: f64) -> Markup {
-    let pair = |l: &Latency| if l.n == 0 { "\u{2013}".to_owned() } else { format!("{} / {}", figure(l.p50), figure(l.p99)) };
+    let pair = |l: &Latency| {
+        if l.n == 0 { "\u{2013}".to_owned() } else { format!("{} / {}", figure(l.p50), figure(l.p99)) }
+    };
     let limits = all.iter().any(|w| w.good.is_some());
     #[expect(clippy::cast_precision_loss, reason = "request counts are far below 2^52")]
     let goodput = |good: u64| if seconds > 0.0 { figure(good as f64 / seconds) } else { "?".to_owned() };
@@ -90,39 +92,46 @@ pub(super) fn traces(report: &Report) -> Markup {
     let saved: Vec<(u32, &SavedTrace)> =
         report.attempts.iter().flat_map(|a| a.saved.iter().map(move |saved| (a.number, saved))).collect();
     if report.traces.is_empty() && saved.is_empty() {
-        let asked = report.plan.as_ref().is_none_or(|plan| plan.profile.mode == crate::config::ProfileMode::Windows);
+        let asked =
+            report.plan.as_ref().is_none_or(|plan| plan.profile.mode == crate::config::ProfileMode::Windows);
         if !asked || report.counts.is_none() {
             return html! {};
         }
     }
     let kernels: u64 = report.traces.iter().map(|trace| trace.kernels).sum();
-    section("traces", "Profiler traces", html! {
-        @match (report.traces.as_slice(), report.counts) {
-            ([], _) => p { "There is no complete one." },
-            (traces, number) => {
-                p {
-                    (count(traces.len() as u64)) " windows. Open one in chrome://tracing or "
-                    a href="https://ui.perfetto.dev" rel="noreferrer noopener" { "ui.perfetto.dev" } "; both take the compressed file."
-                    @if kernels == 0 { " They hold no GPU kernels: the server ran on a CPU." }
+    section(
+        "traces",
+        "Profiler traces",
+        html! {
+            @match (report.traces.as_slice(), report.counts) {
+                ([], _) => p { "There is no complete one." },
+                (traces, number) => {
+                    p {
+                        (count(traces.len() as u64)) " windows. Open one in chrome://tracing or "
+                        a href="https://ui.perfetto.dev" rel="noreferrer noopener" { "ui.perfetto.dev" } "; both take the compressed file."
+                        @if kernels == 0 { " They hold no GPU kernels: the server ran on a CPU." }
+                    }
+                    (trace_table(traces, number.unwrap_or(1)))
                 }
-                (trace_table(traces, number.unwrap_or(1)))
             }
-        }
-        @if !saved.is_empty() { (halves(&saved)) }
-    })
+            @if !saved.is_empty() { (halves(&saved)) }
+        },
+    )
 }
 
 fn trace_table(traces: &[Trace], attempt: u32) -> Markup {
     let known = |n: Option<u64>| n.map_or("?".to_owned(), count);
-    let rows = |part: &[Trace]| html! {
-        div.scroll { table {
-            thead { tr { th { "file" } th.n { "rank" } th.n { "steps" } th.n { "events" } th.n { "kernels" } th.n { "size" } } }
-            tbody { @for trace in part { tr {
-                td { (file_link(&format!("attempt-{attempt}/traces/{}", trace.file), &trace.file)) }
-                td.n { (known(trace.rank.map(u64::from))) } td.n { (known(trace.steps)) }
-                td.n { (count(trace.events)) } td.n { (count(trace.kernels)) } td.n { (bytes(trace.bytes)) }
-            } } }
-        } }
+    let rows = |part: &[Trace]| {
+        html! {
+            div.scroll { table {
+                thead { tr { th { "file" } th.n { "rank" } th.n { "steps" } th.n { "events" } th.n { "kernels" } th.n { "size" } } }
+                tbody { @for trace in part { tr {
+                    td { (file_link(&format!("attempt-{attempt}/traces/{}", trace.file), &trace.file)) }
+                    td.n { (known(trace.rank.map(u64::from))) } td.n { (known(trace.steps)) }
+                    td.n { (count(trace.events)) } td.n { (count(trace.kernels)) } td.n { (bytes(trace.bytes)) }
+                } } }
+            } }
+        }
     };
     let (open, folded) = traces.split_at(traces.len().min(5));
     let shown = &folded[..folded.len().min(MAX_TRACES)];

@@ -35,7 +35,7 @@ pub(super) fn body(view: &View<'_>, attempt: &Attempt, verdict: &Verdict, with_a
                 (quoted(attempt.number, quote))
             }
             @let log = view.files_of(attempt.number).find(|file| file.log);
-            @if let Some(log) = log { (excerpt(log, "The log around it")) }
+            @if let Some(log) = log { (excerpt(log, if log.decisive.is_some() { "The log around it" } else { "The end of the server's log" })) }
             (list("Lines that only follow from it", verdict.consequences.len(), html! {
                 @for quote in verdict.consequences.iter().take(MOST) { (quoted(attempt.number, quote)) }
             }))
@@ -68,7 +68,7 @@ fn quoted(attempt: u32, quote: &Quote) -> Markup {
         figure.quote {
             figcaption {
                 @if quote.source == "vllm_server.log" {
-                    (super::file_link(&format!("attempt-{attempt}/vllm_server.log"), &source))
+                    (super::file_link(&format!("attempt-{attempt}/vllm_server.log"), source))
                 } @else { (source) }
                 @if let Some(line) = quote.line { ", line " (line) }
             }
@@ -86,10 +86,14 @@ pub(super) fn list(title: &str, count: usize, body: Markup) -> Markup {
 }
 
 pub(super) fn texts(title: &str, texts: &[String]) -> Markup {
-    list(title, texts.len(), html! {
-        ul { @for text in texts.iter().take(MOST) { li { (text) } } }
-        @if texts.len() > MOST { (more(texts.len() - MOST)) }
-    })
+    list(
+        title,
+        texts.len(),
+        html! {
+            ul { @for text in texts.iter().take(MOST) { li { (text) } } }
+            @if texts.len() > MOST { (more(texts.len() - MOST)) }
+        },
+    )
 }
 
 fn link(reference: &str) -> Markup {
@@ -101,7 +105,8 @@ fn link(reference: &str) -> Markup {
 
 /// `--gpu-memory-utilization 0.90 → 0.80`.
 pub(super) fn change(change: &Mitigation) -> Markup {
-    let shown = |value: &str| if safe::secret(&change.setting) { safe::HIDDEN.to_owned() } else { value.to_owned() };
+    let shown =
+        |value: &str| if safe::secret(&change.setting) { safe::HIDDEN.to_owned() } else { value.to_owned() };
     html! {
         code { (&change.setting) } " "
         @match (change.from.as_deref(), change.to.as_deref()) {
