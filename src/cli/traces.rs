@@ -2,8 +2,8 @@
 
 use super::report;
 use crate::error::{Context, ExitCode, Failure};
-use crate::recovery::report::units::bytes;
 use crate::recovery::report::profile;
+use crate::recovery::report::units::bytes;
 use crate::supervisor::layout::RunDir;
 use crate::workload::profiler::folder::{Entry, Survey, merge_window, survey};
 use crate::workload::profiler::merge::MergeError;
