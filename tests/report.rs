@@ -424,36 +424,27 @@ fn a_page_stays_small_however_long_the_night_was() {
     let mut great = verdict();
     great.consequences = vec![great.consequences[0].clone(); 5000];
     great.supports = vec![line.clone(); 5000];
-    let saved = SavedTrace { note: line.clone(), ..SavedTrace::default_for_tests() };
-    story.events.push(Event { kind: EventKind::Judged { verdict: Box::new(great) }, ..like.clone() });
-    story.events.push(Event {
-        kind: EventKind::TracesCollected {
-            traces: (0..20_000).map(trace).collect(),
-            problems: vec![line.clone(); 20_000],
-            saved: vec![saved; 20_000],
-        },
-        ..like
-    });
-    let size = page(&story).len();
-    assert!(size < MOST, "{size}");
-}
-
-trait ForTests {
-    fn default_for_tests() -> Self;
-}
-
-impl ForTests for SavedTrace {
-    fn default_for_tests() -> Self {
-        Self {
-            from: "half.json".to_owned(),
-            file: None,
-            status: "salvaged".to_owned(),
-            events: 1,
-            dropped: 0,
-            missing: vec![],
-            note: String::new(),
+    let saved = SavedTrace {
+        from: "half.json".to_owned(),
+        file: None,
+        status: "nothing-to-save".to_owned(),
+        events: 1,
+        dropped: 0,
+        missing: vec![],
+        note: line.clone(),
+    };
+    for attempt in [1, 2] {
+        let traces = (0..20_000).map(trace).collect();
+        let (problems, saved) = (vec![line.clone(); 20_000], vec![saved.clone(); 20_000]);
+        for kind in [
+            EventKind::Judged { verdict: Box::new(great.clone()) },
+            EventKind::TracesCollected { traces, problems, saved },
+        ] {
+            story.events.push(Event { kind, attempt, ..like.clone() });
         }
     }
+    let size = page(&story).len();
+    assert!(size < MOST, "{size}");
 }
 
 #[test]
