@@ -92,11 +92,19 @@ fn the_labelled_cases_get_their_cause_outcome_and_line() {
         if !(cause && outcome && line) {
             wrong.push(format!(
                 "{}: {} {} {} line {number} {}\n     wanted {:?}",
-                case.id, case.outcome, verdict["cause"], verdict["outcome"], verdict["decisive_line"], case.decisive_line
+                case.id,
+                case.outcome,
+                verdict["cause"],
+                verdict["outcome"],
+                verdict["decisive_line"],
+                case.decisive_line
             ));
         }
-        let misled: Vec<&String> =
-            case.misleading_lines.iter().filter(|line| numbers_of(&case.log, line).contains(&number)).collect();
+        let misled: Vec<&String> = case
+            .misleading_lines
+            .iter()
+            .filter(|line| numbers_of(&case.log, line).contains(&number))
+            .collect();
         assert!(misled.is_empty(), "{}: a misleading line is decisive: {misled:?}", case.id);
         let mut count = |score: &mut Score| {
             score.all += 1;

@@ -135,7 +135,7 @@ fn after_a_crash_under_load_the_second_attempt_brings_the_result() {
 #[test]
 fn after_a_crash_at_the_start_the_second_attempt_brings_the_result() {
     let place = Place::new();
-    let knobs = format!("{FAST},fault=crash(weights)@loading,only_attempt=1");
+    let knobs = format!("{FAST},fault=crash(nccl)@loading,only_attempt=1");
     let done = place.run("out", &place.config(&knobs, WINDOWS), &["--retries", "1"]).wait();
     assert_second_try_worked(&done, &place, Outcome::StartupFailure);
 }

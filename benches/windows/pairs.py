@@ -3,6 +3,7 @@
 
 usage: pairs.py windows URL TRACES PAIRS SECONDS          one server; its recorder is switched through the phase file in TRACES
        pairs.py servers PAIRS SECONDS NAME=URL[=TRACES]...  several servers in turn, none of them recording
+       pairs.py soak    URL TRACES SECONDS                  windows without end on one server: its memory
        pairs.py stock   URL TIMES SECONDS                  one server with the stock profiler and its start/stop API
 
 Prints one JSON object. Tokens are counted when they arrive here; a block with windows ends TAIL seconds after they were switched
@@ -214,6 +215,21 @@ def windows(url, traces, pairs, seconds):
     }
 
 
+def soak(url, traces, seconds):
+    """Memory of the worker over many windows in a row."""
+    load = Load()
+    load.url = url
+    while len(load.ends) < STREAMS:
+        time.sleep(0.1)
+    tell(traces, "measuring")
+    time.sleep(seconds)
+    tell(traces, "loading")
+    load.stop()
+    closed = [line for line in index(traces) if line["event"] == "closed"]
+    rss = [line["rss"] / 1e6 for line in closed]
+    return {"windows": len(closed), "rss_mb": [round(one) for one in rss][:: max(1, len(rss) // 25)], "events_about": sum(line["bytes"] for line in closed) // 250}
+
+
 def servers(pairs, seconds, named):
     load = Load()
     blocks = {name: [] for name, _ in named}
@@ -293,6 +309,8 @@ def main():
     what, rest = sys.argv[1], sys.argv[2:]
     if what == "windows":
         result = windows(rest[0], rest[1], int(rest[2]), float(rest[3]))
+    elif what == "soak":
+        result = soak(rest[0], rest[1], float(rest[2]))
     elif what == "servers":
         named = [(part.split("=")[0], part.split("=")[1]) for part in rest[2:]]
         result = servers(int(rest[0]), float(rest[1]), named)

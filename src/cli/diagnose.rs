@@ -30,8 +30,10 @@ const WIDTH: usize = 160;
 /// server: the last one that says something decides, the others are listed. A run folder is judged by its journal, which
 /// also knows exit statuses, the kernel's log and the GPU.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 a verdict was given, whatever it is; 2 there is no such log or run. With \
-    --exit-code also 1: the verdict is a failure.")]
+#[command(
+    after_help = "Exit codes: 0 a verdict was given, whatever it is; 2 there is no such log or run. With \
+    --exit-code also 1: the verdict is a failure."
+)]
 pub struct Args {
     /// A server log, a run folder, or - for standard input
     #[arg(value_name = "LOG|RUN_DIR|-")]
@@ -130,10 +132,7 @@ fn of_log(name: &str, mut file: File, rules: &Rules) -> Result<Diagnosis, Failur
     Ok(of_starts(name, &starts.finish(), &mut file))
 }
 
-fn pieces(
-    source: &mut impl Read,
-    mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
-) -> std::io::Result<()> {
+fn pieces(source: &mut impl Read, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()> {
     let mut buffer = vec![0; PIECE];
     loop {
         match source.read(&mut buffer) {
@@ -154,7 +153,8 @@ fn of_starts(name: &str, starts: &[Start], file: &mut File) -> Diagnosis {
         })
         .collect();
     // A start that has only begun says nothing about why the one before it ended.
-    let says = |life: &Life| !(life.verdict.cause == causes::HEALTHY && life.verdict.confidence == Confidence::Weak);
+    let says =
+        |life: &Life| !(life.verdict.cause == causes::HEALTHY && life.verdict.confidence == Confidence::Weak);
     let at = lives.iter().rposition(says).unwrap_or(lives.len().saturating_sub(1));
     let mut verdict = lives[at].verdict.clone();
     let around = neighbours(&mut verdict, &starts[at].findings, file);
@@ -209,8 +209,11 @@ fn of_run(root: &Path, rules: &Rules) -> Result<Diagnosis, Failure> {
     if !dir.journal().exists() {
         let log = root.join("vllm_server.log");
         let file = File::open(&log).map_err(|_| {
-            Failure::new(ExitCode::Usage, format!("{} holds neither events.jsonl nor vllm_server.log", root.display()))
-                .hint("give the folder of a run, or a log")
+            Failure::new(
+                ExitCode::Usage,
+                format!("{} holds neither events.jsonl nor vllm_server.log", root.display()),
+            )
+            .hint("give the folder of a run, or a log")
         })?;
         return of_log(&log.display().to_string(), file, rules);
     }
@@ -348,7 +351,11 @@ impl Diagnosis {
             references: &v.references,
             supports: &v.supports,
             contradicts: &v.contradicts,
-            ruled_out: v.ruled_out.iter().map(|out| serde_json::json!({"cause": out.cause, "why": out.why})).collect(),
+            ruled_out: v
+                .ruled_out
+                .iter()
+                .map(|out| serde_json::json!({"cause": out.cause, "why": out.why}))
+                .collect(),
             missing: &v.missing,
             fingerprint: &v.fingerprint,
             starts: self.lives.iter().map(short).collect(),
@@ -390,7 +397,9 @@ impl Diagnosis {
             }
         };
         let line = |quote: &Quote| {
-            quote.line.map_or_else(|| quote.text.clone(), |line| format!("line {line}: {}", quote.text.trim()))
+            quote
+                .line
+                .map_or_else(|| quote.text.clone(), |line| format!("line {line}: {}", quote.text.trim()))
         };
         list("only follows from it", v.consequences.iter().map(line).collect());
         list("also speaks for it", v.supports.clone());

@@ -1,5 +1,5 @@
-//! What the profiler's windows of an attempt show together. Everything here is said of the recorded windows only; how far it
-//! may be believed follows from their number ([`confidence`]).
+//! What the profiler's windows of an attempt show together: those of the measuring phase, where phases are known. Everything here
+//! is said of the recorded windows only; how far it may be believed follows from their number ([`confidence`]).
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -148,7 +148,9 @@ impl<'a> Starts<'a> {
 
     fn failed(&self) -> bool {
         self.current.findings.iter().any(|finding| {
-            finding.gravity == Gravity::Fatal || finding.rule == STOPPING || finding.cause == "startup-timeout"
+            finding.gravity == Gravity::Fatal
+                || finding.rule == STOPPING
+                || finding.cause == "startup-timeout"
         })
     }
 
@@ -178,7 +180,8 @@ impl<'a> Starts<'a> {
         let end = memchr(b'\n', &text[at..]).map_or(text.len(), |after| at + after);
         let line = readable(&text[begin..end]);
         let number = before + 1 + memchr::memchr_iter(b'\n', &text[..begin]).count() as u64;
-        let waits = self.rules.classify(&line, Phase::Measuring).filter(|(rule, _)| rule.id == "no-throughput");
+        let waits =
+            self.rules.classify(&line, Phase::Measuring).filter(|(rule, _)| rule.id == "no-throughput");
         self.still = waits
             .filter(|_| self.phase != Some(Phase::Stopping) && served.is_none_or(|served| served < at))
             .map(|(rule, _)| Finding {
@@ -201,7 +204,9 @@ impl<'a> Starts<'a> {
             start.findings.push(still);
         }
         // A part without a start before the first one belongs to it: imports warn before the banner.
-        let has = |start: &Start| start.findings.iter().any(|f| f.rule == STARTING || f.gravity > Gravity::Harmless);
+        let has = |start: &Start| {
+            start.findings.iter().any(|f| f.rule == STARTING || f.gravity > Gravity::Harmless)
+        };
         if let Some(before) = self.done.pop_if(|before| !has(before)) {
             start.line = before.line;
             let mut findings = before.findings;
@@ -248,7 +253,10 @@ INFO [importing.py:68] Triton not installed
             assert_eq!(starts(TWO, piece), whole, "pieces of {piece}");
         }
         let fatal = |start: &Start| start.findings.iter().any(|finding| finding.gravity == Gravity::Fatal);
-        assert!(fatal(&whole[0]) && !fatal(&whole[1]), "what comes after a good stop is no failure: {whole:#?}");
+        assert!(
+            fatal(&whole[0]) && !fatal(&whole[1]),
+            "what comes after a good stop is no failure: {whole:#?}"
+        );
     }
 
     #[test]

@@ -411,8 +411,22 @@ pub const ALL: &[Cause] = &[
         "a longer timeout in the client",
         "vllm/v1/engine/async_llm.py",
     )),
-    fixed(cause(GRACEFUL, Success, No, "the server was stopped in good order", "none", "vllm/entrypoints/launcher.py")),
-    fixed(cause(HEALTHY, Success, No, "the log shows no failure", "none", "CRASH_ANALYSIS.md, \"What is harmless\"")),
+    fixed(cause(
+        GRACEFUL,
+        Success,
+        No,
+        "the server was stopped in good order",
+        "none",
+        "vllm/entrypoints/launcher.py",
+    )),
+    fixed(cause(
+        HEALTHY,
+        Success,
+        No,
+        "the log shows no failure",
+        "none",
+        "CRASH_ANALYSIS.md, \"What is harmless\"",
+    )),
 ];
 
 #[cfg(test)]

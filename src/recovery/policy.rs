@@ -61,7 +61,10 @@ pub fn decide(now: Circumstances<'_>) -> Decision {
         // The next attempt sends other words, so a request that indexed out of range does not come again by itself.
         && !(last.cause == "cuda-device-assert" && of_cause == 1);
     if hopeless {
-        return stop(ExitCode::Hopeless, format!("{}: no further attempt can cure this. {}", last.cause, last.advice));
+        return stop(
+            ExitCode::Hopeless,
+            format!("{}: no further attempt can cure this. {}", last.cause, last.advice),
+        );
     }
     if failed > now.plan.retries {
         let all = if failed == 1 { "the only attempt".to_owned() } else { format!("all {failed} attempts") };
@@ -92,7 +95,8 @@ pub fn decide(now: Circumstances<'_>) -> Decision {
         (true, 1) => "trying again as it was".to_owned(),
         (true, _) => "trying again as it was, although it failed of the same before".to_owned(),
     };
-    let why = format!("attempt {failed} of {} failed ({}); {how}", now.plan.retries.saturating_add(1), last.cause);
+    let why =
+        format!("attempt {failed} of {} failed ({}); {how}", now.plan.retries.saturating_add(1), last.cause);
     Decision::Retry { changes: merge(now.in_force, &new), plan: Box::new(plan), why }
 }
 

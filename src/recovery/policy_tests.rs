@@ -63,7 +63,8 @@ fn an_index_out_of_range_gets_one_more_try_because_the_words_are_others() {
 #[test]
 fn a_killed_server_is_tried_again_as_it_was() {
     let plan = Plan::default();
-    let Decision::Retry { changes, plan: next, .. } = after(&plan, &[verdict("killed-externally", "x")]) else {
+    let Decision::Retry { changes, plan: next, .. } = after(&plan, &[verdict("killed-externally", "x")])
+    else {
         panic!("no retry");
     };
     assert!(changes.is_empty());
@@ -107,10 +108,14 @@ fn an_attempt_that_cannot_be_finished_in_time_is_not_begun() {
 #[test]
 fn without_mitigation_nothing_is_changed() {
     let mut plan = Plan::default();
-    let Decision::Retry { changes, .. } = after(&plan, &[verdict("cuda-oom", "x")]) else { panic!("no retry") };
+    let Decision::Retry { changes, .. } = after(&plan, &[verdict("cuda-oom", "x")]) else {
+        panic!("no retry")
+    };
     assert_eq!(changes.len(), 1);
     plan.policy.get_or_insert_default().mitigate = false;
-    let Decision::Retry { changes, .. } = after(&plan, &[verdict("cuda-oom", "x")]) else { panic!("no retry") };
+    let Decision::Retry { changes, .. } = after(&plan, &[verdict("cuda-oom", "x")]) else {
+        panic!("no retry")
+    };
     assert!(changes.is_empty());
 }
 

@@ -8,8 +8,8 @@ pub mod lines;
 
 use super::causes::{self, GRACEFUL, HEALTHY, KILLED, UNDETERMINED};
 use crate::event::{
-    BenchSummary, Check, Clue, Confidence, Ending, EventKind, ExitHow, Finding, Gravity, HangKind, Outcome, Phase,
-    ProcId, Quote, Reading, RuledOut, Severity, Suspicion, SuspicionStep, Verdict, WindowEvent,
+    BenchSummary, Check, Clue, Confidence, Ending, EventKind, ExitHow, Finding, Gravity, HangKind, Outcome,
+    Phase, ProcId, Quote, Reading, RuledOut, Severity, Suspicion, SuspicionStep, Verdict, WindowEvent,
 };
 use crate::time::human;
 use std::collections::BTreeSet;
@@ -65,7 +65,14 @@ impl Inquiry {
     /// Hears a fact, or a conclusion about a standstill.
     pub fn hear(&mut self, phase: Phase, kind: &EventKind) {
         match kind {
-            EventKind::Finding(finding) if self.findings.len() < MAX_FINDINGS => self.findings.push(finding.clone()),
+            EventKind::Finding(finding) if self.findings.len() < MAX_FINDINGS => {
+                let mut finding = finding.clone();
+                // Once the guard has killed, a line about killing tells of that.
+                if !self.struck.is_empty() && (finding.cause == KILLED || lines::is_guess(&finding)) {
+                    finding.gravity = finding.gravity.min(Gravity::Consequence);
+                }
+                self.findings.push(finding);
+            }
             EventKind::Clue(clue) => self.clues.push(clue.clone()),
             EventKind::ProcessExited { proc, comm, how, main } => {
                 let (proc, comm, how, main) = (*proc, comm.clone(), *how, *main);
@@ -130,8 +137,10 @@ impl Inquiry {
         verdict.explanation = format!("{} ({}, during {})", cause.what, ending.outcome, ending.phase);
         verdict.supports.insert(0, ending.reason.clone());
         if cause.name == KILLED && ending.outcome != Outcome::Success {
-            verdict.explanation =
-                format!("a process of the server was ended from outside ({}, during {})", ending.outcome, ending.phase);
+            verdict.explanation = format!(
+                "a process of the server was ended from outside ({}, during {})",
+                ending.outcome, ending.phase
+            );
         }
         if verdict.decisive.is_none() {
             verdict.fingerprint = format!("{}: {} during {}", verdict.cause, ending.outcome, ending.phase);
@@ -175,11 +184,13 @@ impl Inquiry {
             return Found::new("port-in-use", Confidence::Certain, Some(said("/proc/net/tcp", holder)));
         }
         let signalled = self.clues.iter().find(|c| !c.inferred && c.proc.is_some());
-        let kernel = signalled.or_else(|| self.clues.iter().find(|c| !c.inferred && c.cause == "xid-gpu-lost"));
+        let kernel =
+            signalled.or_else(|| self.clues.iter().find(|c| !c.inferred && c.cause == "xid-gpu-lost"));
         if let Some(clue) = kernel {
             let agrees = clue.cause == log.cause;
             // A process that aborts or dies of what it has just reported is no riddle.
-            let known = log.dead && log.decisive.is_some_and(|f| f.gravity == Gravity::Fatal && !peer(&f.cause));
+            let known =
+                log.dead && log.decisive.is_some_and(|f| f.gravity == Gravity::Fatal && !peer(&f.cause));
             if agrees || !known || clue.cause == "host-oom" || clue.cause == "xid-gpu-lost" {
                 let decisive = log.decisive.filter(|_| agrees).map_or_else(|| told(clue), quote);
                 return Found::new(&clue.cause, Confidence::Certain, Some(decisive));
@@ -209,18 +220,29 @@ impl Inquiry {
         if let Some(found) = self.by_words(ending) {
             return found;
         }
-        if let Some(death) = self.deaths.iter().find(|d| !self.struck.contains(&d.proc) && d.phase != Phase::Draining)
+        if let Some(death) = self.unprovoked().next()
             && let Some(found) = self.death(death, log)
         {
             return found;
         }
-        if ending.outcome == Outcome::StartupFailure && self.deaths.is_empty() && !log.dead {
+        if ending.outcome == Outcome::StartupFailure && self.unprovoked().next().is_none() && !log.dead {
             return Found::new("startup-timeout", Confidence::Certain, None);
         }
         if ending.outcome == Outcome::Degraded {
             return self.degraded(log);
         }
-        by_log(Confidence::Weak)
+        // Something failed, whatever the log thinks of itself.
+        match causes::of(&log.cause).outcome {
+            Outcome::Success => Found::new(UNDETERMINED, Confidence::Weak, None),
+            _ => by_log(Confidence::Weak),
+        }
+    }
+
+    /// Deaths that nobody of ours brought about.
+    fn unprovoked(&self) -> impl Iterator<Item = &Death> {
+        self.deaths
+            .iter()
+            .filter(|death| !self.struck.contains(&death.proc) && death.phase != Phase::Draining)
     }
 
     fn refusal(&self) -> Found {
@@ -247,11 +269,12 @@ impl Inquiry {
         };
         let line = log.decisive.filter(|finding| finding.cause == cause).map(quote);
         let seen = self.suspicion.as_ref().map(|suspicion| said("signs of life", &suspicion.facts()));
-        let sure = if line.is_some() || self.suspicion.as_ref().is_some_and(|s| s.kind != HangKind::Undetermined) {
-            Confidence::Certain
-        } else {
-            Confidence::Likely
-        };
+        let sure =
+            if line.is_some() || self.suspicion.as_ref().is_some_and(|s| s.kind != HangKind::Undetermined) {
+                Confidence::Certain
+            } else {
+                Confidence::Likely
+            };
         Found::new(cause, sure, line.or(seen))
     }
 
@@ -263,7 +286,7 @@ impl Inquiry {
         {
             return Some(Found::new("disk-full", Confidence::Certain, Some(said("windows.jsonl", error))));
         }
-        let error = self.spawn_error.as_ref().filter(|_| self.deaths.is_empty())?;
+        let error = self.spawn_error.as_ref().filter(|_| self.unprovoked().next().is_none())?;
         let cause = [(ENOSPC, "disk-full"), ("Too many open files", "too-many-open-files")]
             .iter()
             .find(|(words, _)| error.contains(words))
@@ -273,7 +296,8 @@ impl Inquiry {
 
     fn death(&self, death: &Death, log: &lines::Reading<'_>) -> Option<Found> {
         let words = format!("{} ({}) ended with {}", death.comm, death.proc, death.how);
-        let found = |cause: &str, confidence| Some(Found::new(cause, confidence, Some(said("exit status", &words))));
+        let found =
+            |cause: &str, confidence| Some(Found::new(cause, confidence, Some(said("exit status", &words))));
         match death.how {
             ExitHow::Signal { signal: 11, .. } => found("segfault", Confidence::Certain),
             ExitHow::Signal { signal: 7, .. } => found("shm-exhausted", Confidence::Likely),
@@ -307,13 +331,18 @@ impl Inquiry {
             let words = worst.map(|(class, count)| said("benchmark", &format!("{count} requests: {class}")));
             return Found::new("request-failed", Confidence::Likely, words);
         }
-        Found::new("traces-missing", Confidence::Certain, self.windows_lost.first().map(|e| said("windows.jsonl", e)))
+        Found::new(
+            "traces-missing",
+            Confidence::Certain,
+            self.windows_lost.first().map(|e| said("windows.jsonl", e)),
+        )
     }
 
     /// Everything beside the cause.
     fn write(&self, found: Found, log: &lines::Reading<'_>, outcome: Outcome) -> Verdict {
         let cause = causes::of(&found.cause);
-        let decisive = log.decisive.filter(|f| found.decisive.as_ref().is_some_and(|d| d.line == Some(f.line)));
+        let decisive =
+            log.decisive.filter(|f| found.decisive.as_ref().is_some_and(|d| d.line == Some(f.line)));
         let text = found.decisive.as_ref().map_or("", |quote| quote.text.as_str());
         let retry = match found.cause.as_str() {
             // A GPU that reports a fault of its own stays so; a kernel that failed for unknown reasons may not.
@@ -344,14 +373,15 @@ impl Inquiry {
 
     fn witnesses(&self, verdict: &mut Verdict, log: &lines::Reading<'_>) {
         for clue in &self.clues {
-            let words = format!("{}{}: {}", clue.source, if clue.inferred { " (inferred)" } else { "" }, clue.text);
+            let words =
+                format!("{}{}: {}", clue.source, if clue.inferred { " (inferred)" } else { "" }, clue.text);
             if clue.cause == verdict.cause {
                 verdict.supports.push(words);
             } else if clue.cause != KILLED {
                 verdict.contradicts.push(words);
             }
         }
-        for death in self.deaths.iter().filter(|death| !self.struck.contains(&death.proc)) {
+        for death in self.unprovoked() {
             verdict.supports.push(format!("{} ({}) ended with {}", death.comm, death.proc, death.how));
         }
         if let Some(suspicion) = self.suspicion.as_ref().filter(|_| verdict.outcome == Outcome::Hang) {
@@ -374,7 +404,11 @@ impl Inquiry {
                 continue;
             }
             seen.push(finding.cause.clone());
-            let why = if verdict.decisive.as_ref().is_some_and(|d| d.line.is_some_and(|line| line < finding.line)) {
+            let why = if verdict
+                .decisive
+                .as_ref()
+                .is_some_and(|d| d.line.is_some_and(|line| line < finding.line))
+            {
                 format!("line {} comes after the cause", finding.line)
             } else {
                 format!("line {} alone ends no server, or is explained by the cause", finding.line)
@@ -385,7 +419,8 @@ impl Inquiry {
             let why = "another source knows better than the log".to_owned();
             verdict.ruled_out.push(RuledOut { cause: log.cause.clone(), why });
         }
-        if verdict.cause != "host-oom" && self.deaths.iter().any(|d| matches!(d.how, ExitHow::Signal { signal: 9, .. }))
+        if verdict.cause != "host-oom"
+            && self.unprovoked().any(|d| matches!(d.how, ExitHow::Signal { signal: 9, .. }))
         {
             let why = "neither the kernel nor the control group counted a kill for want of memory".to_owned();
             verdict.ruled_out.push(RuledOut { cause: "host-oom".to_owned(), why });
@@ -412,10 +447,11 @@ fn outcome_of_log(reading: &lines::Reading<'_>, findings: &[Finding]) -> Outcome
     let later = ["encountered a fatal error", "EngineDeadError", "output_handler failed", "is already dead"];
     if ready {
         // What stops the start of a server loses only requests of one that runs.
-        return if reading.dead && cause.outcome != Outcome::Degraded { Outcome::Crash } else { match cause.outcome {
-            Outcome::StartupFailure if reading.dead => Outcome::Crash,
+        return match cause.outcome {
+            _ if reading.dead => Outcome::Crash,
+            Outcome::StartupFailure => Outcome::Degraded,
             other => other,
-        }};
+        };
     }
     if never.iter().any(|words| said(words)) {
         return Outcome::StartupFailure;

@@ -17,8 +17,8 @@ use super::steps::{afterwards, ending, enter};
 use crate::config::{OnHang, Patience, Plan};
 use crate::error::ExitCode;
 use crate::event::{
-    Ending, EventKind, Finding, Gravity, Mitigation, Outcome, Phase, ServerFacts, Suspicion, SuspicionStep, Timer,
-    Verdict, WindowEvent, signal_name,
+    Ending, EventKind, Finding, Gravity, Mitigation, Outcome, Phase, ServerFacts, Suspicion, SuspicionStep,
+    Timer, Verdict, WindowEvent, signal_name,
 };
 use crate::health::assess::Assessor;
 use crate::recovery::verdict::Inquiry;

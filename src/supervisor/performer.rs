@@ -69,6 +69,8 @@ pub struct Performer {
     /// The level to which GPU memory must come back, read before anything is started.
     gpu_before: Arc<std::sync::Mutex<Vec<(u32, u64)>>>,
     phase: watch::Sender<Phase>,
+    /// The phase in which the server wrote what is read now: what it said last is read while it is being killed.
+    log_phase: watch::Sender<Phase>,
     attempt: Option<Attempt>,
     number: u32,
 }
@@ -132,6 +134,7 @@ impl Performer {
             server: ServerFacts::default(),
             gpu_before: Arc::default(),
             phase: watch::channel(Phase::Preflight).0,
+            log_phase: watch::channel(Phase::Preflight).0,
             attempt: None,
             number: 0,
         })
@@ -203,6 +206,9 @@ impl Performer {
 
     /// Is told after every fact.
     pub fn phase(&self, phase: Phase) {
+        if phase != Phase::Draining {
+            self.log_phase.send_replace(phase);
+        }
         if self.phase.send_if_modified(|now| std::mem::replace(now, phase) != phase)
             && let Some(attempt) = &self.attempt
         {
@@ -317,7 +323,7 @@ impl Performer {
         };
         let rules = Arc::clone(&run.rules);
         let log_watch =
-            match LogWatch::spawn(dir.server_log(), rules, self.phase.subscribe(), self.facts.clone()) {
+            match LogWatch::spawn(dir.server_log(), rules, self.log_phase.subscribe(), self.facts.clone()) {
                 Ok(watch) => Some(watch),
                 Err(error) => {
                     self.say(EventKind::Trouble {

@@ -45,18 +45,37 @@ pub fn propose(case: Case<'_>) -> Vec<Mitigation> {
         // Once may be chance.
         "cuda-illegal-access" | "segfault" if again => {
             let mut changes = first_of([eager(&case), other_attention(&case)]);
-            changes.extend(variable(&case, "blocking-launches", "CUDA_LAUNCH_BLOCKING", "1", "so that the line which \
-                is told is the one that failed"));
+            changes.extend(variable(
+                &case,
+                "blocking-launches",
+                "CUDA_LAUNCH_BLOCKING",
+                "1",
+                "so that the line which \
+                is told is the one that failed",
+            ));
             changes
         }
         "port-in-use" => other_port(&case),
-        "too-many-open-files" => key(&case, "raise-open-files", "server.raise-open-files", "true", "as many files as the \
-            system allows instead of the soft limit"),
+        "too-many-open-files" => key(
+            &case,
+            "raise-open-files",
+            "server.raise-open-files",
+            "true",
+            "as many files as the \
+            system allows instead of the soft limit",
+        ),
         "shm-exhausted" => {
-            let mut changes = variable(&case, "no-nccl-shm", "NCCL_SHM_DISABLE", "1", "NCCL then needs no /dev/shm");
+            let mut changes =
+                variable(&case, "no-nccl-shm", "NCCL_SHM_DISABLE", "1", "NCCL then needs no /dev/shm");
             if knows(case.facts, "VLLM_MQ_MAX_CHUNK_BYTES_MB") {
-                changes.extend(variable(&case, "smaller-queues", "VLLM_MQ_MAX_CHUNK_BYTES_MB", "4", "smaller queues between \
-                    engine and workers"));
+                changes.extend(variable(
+                    &case,
+                    "smaller-queues",
+                    "VLLM_MQ_MAX_CHUNK_BYTES_MB",
+                    "4",
+                    "smaller queues between \
+                    engine and workers",
+                ));
             }
             changes
         }
@@ -76,7 +95,11 @@ pub fn propose(case: Case<'_>) -> Vec<Mitigation> {
             changes
         }
         "startup-timeout" => more_time(&case),
-        "profiler-flush-stall" | "profiler-failed" | "traces-missing" | "kineto-thread-mismatch" | "host-oom"
+        "profiler-flush-stall"
+        | "profiler-failed"
+        | "traces-missing"
+        | "kineto-thread-mismatch"
+        | "host-oom"
         | "disk-full" => less_profiling(&case),
         _ => Vec::new(),
     };
@@ -96,7 +119,13 @@ fn first_of<const N: usize>(choices: [Vec<Mitigation>; N]) -> Vec<Mitigation> {
     choices.into_iter().find(|changes| !changes.is_empty()).unwrap_or_default()
 }
 
-fn change(id: &str, setting: &str, from: Option<String>, to: Option<String>, why: impl Into<String>) -> Mitigation {
+fn change(
+    id: &str,
+    setting: &str,
+    from: Option<String>,
+    to: Option<String>,
+    why: impl Into<String>,
+) -> Mitigation {
     Mitigation { id: id.to_owned(), setting: setting.to_owned(), from, to, why: why.into() }
 }
 
@@ -165,7 +194,9 @@ fn shorter(case: &Case<'_>) -> Vec<Mitigation> {
         (None, Some(now)) => Some(now / 2),
         (None, None) => None,
     };
-    if let Some(wanted) = wanted.filter(|wanted| *wanted >= LEAST_LENGTH && now.is_none_or(|now| *wanted < now)) {
+    if let Some(wanted) =
+        wanted.filter(|wanted| *wanted >= LEAST_LENGTH && now.is_none_or(|now| *wanted < now))
+    {
         let why = match fits {
             Some(fits) => format!("the cache holds {fits} tokens"),
             None => "half of what did not fit".to_owned(),
@@ -179,7 +210,13 @@ fn shorter(case: &Case<'_>) -> Vec<Mitigation> {
         return Vec::new();
     }
     let wanted = (now + 0.05).min(0.95);
-    vec![change("more-gpu-memory", SHARE, given, Some(format!("{wanted:.2}")), "more memory for the key-value cache")]
+    vec![change(
+        "more-gpu-memory",
+        SHARE,
+        given,
+        Some(format!("{wanted:.2}")),
+        "more memory for the key-value cache",
+    )]
 }
 
 /// The number after these words.
@@ -208,11 +245,23 @@ fn no_caches(case: &Case<'_>) -> Vec<Mitigation> {
     if !knows(case.facts, "VLLM_DISABLE_COMPILE_CACHE") {
         return Vec::new();
     }
-    variable(case, "no-compile-cache", "VLLM_DISABLE_COMPILE_CACHE", "1", "what an earlier compilation left is not used")
+    variable(
+        case,
+        "no-compile-cache",
+        "VLLM_DISABLE_COMPILE_CACHE",
+        "1",
+        "what an earlier compilation left is not used",
+    )
 }
 
 fn no_compile(case: &Case<'_>) -> Vec<Mitigation> {
-    variable(case, "no-torch-compile", "TORCHDYNAMO_DISABLE", "1", "nothing is compiled by torch, the sampler neither")
+    variable(
+        case,
+        "no-torch-compile",
+        "TORCHDYNAMO_DISABLE",
+        "1",
+        "nothing is compiled by torch, the sampler neither",
+    )
 }
 
 fn no_flashinfer_sampler(case: &Case<'_>) -> Vec<Mitigation> {
@@ -257,15 +306,22 @@ fn fewer_sequences(case: &Case<'_>) -> Vec<Mitigation> {
 
 fn instruments(case: &Case<'_>) -> Vec<Mitigation> {
     let mut changes = variable(case, "nccl-debug", "NCCL_DEBUG", "INFO", "NCCL says what it does");
-    changes.extend(variable(case, "cuda-coredump", "CUDA_ENABLE_COREDUMP_ON_EXCEPTION", "1", "a GPU exception leaves a \
-        core file"));
+    changes.extend(variable(
+        case,
+        "cuda-coredump",
+        "CUDA_ENABLE_COREDUMP_ON_EXCEPTION",
+        "1",
+        "a GPU exception leaves a \
+        core file",
+    ));
     changes
 }
 
 fn plain_collectives(case: &Case<'_>) -> Vec<Mitigation> {
     let mut changes = variable(case, "no-nccl-p2p", "NCCL_P2P_DISABLE", "1", "no direct access between GPUs");
-    let parallel = ["tensor-parallel-size", "tp"].iter().any(|name| flag(&case.plan.server.extra, name).is_some())
-        || case.plan.server.extra.iter().any(|word| word == "-tp");
+    let parallel =
+        ["tensor-parallel-size", "tp"].iter().any(|name| flag(&case.plan.server.extra, name).is_some())
+            || case.plan.server.extra.iter().any(|word| word == "-tp");
     if parallel && flag(&case.plan.server.extra, "disable-custom-all-reduce").is_none() {
         changes.push(change(
             "no-custom-all-reduce",

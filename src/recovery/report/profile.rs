@@ -66,30 +66,29 @@ fn gpu_section(out: &mut String, gpu: &GpuProfile, windows: u32) -> Result {
         time(gpu.copy_s)
     )?;
     if let Some(gaps) = &gpu.gaps {
-        gap_line(out, gaps)?;
+        writeln!(out, "{}", idle(gaps))?;
     }
     writeln!(out)
 }
 
-fn gap_line(out: &mut String, gaps: &Gaps) -> Result {
-    write!(
-        out,
-        "Between its work the GPU stood idle {} times, {} together: median {}, p99 {}, longest {}. ",
+/// The gaps in two sentences.
+pub(super) fn idle(gaps: &Gaps) -> String {
+    let head = format!(
+        "Between its work the GPU stood idle {} times, {} together: median {}, p99 {}, longest {}.",
         gaps.count,
         time(gaps.total_s),
         time(gaps.median_us / 1e6),
         time(gaps.p99_us / 1e6),
         time(gaps.longest_us / 1e6)
-    )?;
+    );
     let operators = format!("For {} of that time the host was in operators", percent(gaps.in_operators));
     match gaps.in_steps {
-        Some(steps) => writeln!(
-            out,
-            "{operators}, for {} elsewhere in an engine step, for {} between steps.",
+        Some(steps) => format!(
+            "{head} {operators}, for {} elsewhere in an engine step, for {} between steps.",
             percent(steps),
             percent((1.0 - gaps.in_operators - steps).max(0.0))
         ),
-        None => writeln!(out, "{operators}."),
+        None => format!("{head} {operators}."),
     }
 }
 

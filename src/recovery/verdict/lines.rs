@@ -50,11 +50,12 @@ pub fn read(findings: &[Finding]) -> Reading<'_> {
     let dead = counts.iter().any(|f| f.gravity == Gravity::Fatal);
     if let Some(root) = root(&counts, dead) {
         let confidence = match root.gravity {
-            Gravity::Fatal if is_guess(root) => Confidence::Likely,
+            Gravity::Fatal if is_guess(root) || root.cause == Finding::ENGINE_DEAD => Confidence::Likely,
             Gravity::Fatal => Confidence::Certain,
             _ => Confidence::Likely,
         };
-        return Reading { cause: root.cause.clone(), decisive: Some(root), confidence, dead };
+        let cause = if root.cause == Finding::ENGINE_DEAD { KILLED } else { root.cause.as_str() };
+        return Reading { cause: cause.to_owned(), decisive: Some(root), confidence, dead };
     }
     if dead {
         return silent(&counts);
@@ -84,7 +85,8 @@ fn cancelled(finding: &Finding, all: &[Finding]) -> bool {
 
 /// Somebody called the profile API, but not around any work: a look whether it is there, not a recording that is missed.
 fn is_only_asked(all: &[Finding]) -> bool {
-    let calls = |words: &str| all.iter().find(|f| f.rule == "profiler-404" && f.text.contains(words)).map(|f| f.line);
+    let calls =
+        |words: &str| all.iter().find(|f| f.rule == "profiler-404" && f.text.contains(words)).map(|f| f.line);
     let (start, stop) = (calls("start_profile"), calls("stop_profile"));
     let stopped_well = all.iter().any(|f| f.rule == GRACEFUL);
     let refused = all.iter().find(|f| f.rule == "request-too-long").map(|f| f.line);
@@ -103,8 +105,12 @@ fn root<'a>(counts: &[&'a Finding], dead: bool) -> Option<&'a Finding> {
             && !(dead && BESIDE.contains(&finding.cause.as_str()))
             && !(dead && finding.rule == "module-missing" && is_old_news(finding, counts))
     });
-    // Who passes an exception on repeats it; whoever raised it may be read later, for several processes share the log.
-    let repeats = |finding: &&Finding| finding.text.contains("Worker failed with error '");
+    // Who passes an exception on repeats it; whoever raised it may be read later, for several processes share the log. And
+    // the line of code that raises it is shown before it, with the message's gaps still open.
+    let repeats = |finding: &&Finding| {
+        finding.text.contains("Worker failed with error '")
+            || finding.text.contains("raise ") && ["(f\"", "(f'"].iter().any(|f| finding.text.contains(f))
+    };
     let first = fatal
         .clone()
         .find(|f| !repeats(f))
@@ -118,8 +124,40 @@ fn root<'a>(counts: &[&'a Finding], dead: bool) -> Option<&'a Finding> {
             None => break,
         }
     }
+    if let Some(gone) = silent_peer(root, counts) {
+        return Some(gone);
+    }
     // Of several lines of one cause the first that was not merely passed on.
     all().filter(|f| f.cause == root.cause && f.gravity == root.gravity).find(|f| !repeats(f)).or(Some(root))
+}
+
+/// A rank complains that its peer is gone, and that peer died without a word: the death explains the complaint.
+fn silent_peer<'a>(root: &Finding, counts: &[&'a Finding]) -> Option<&'a Finding> {
+    const GONE: [&str; 4] = ["closed by peer", "reset by peer", "remote process exited", "ncclRemoteError"];
+    if root.cause != "nccl-error" || !GONE.iter().any(|words| root.text.contains(words)) {
+        return None;
+    }
+    let spoke = |rank: &str| {
+        let names = [
+            format!("(Worker_TP{rank} "),
+            format!("(VllmWorker-{rank} "),
+            format!("(VllmWorker rank={rank} "),
+        ];
+        counts.iter().any(|f| names.iter().any(|name| f.text.contains(name.as_str())))
+    };
+    counts.iter().copied().find(|f| {
+        let rank =
+            f.text.split_once("Worker proc ").and_then(|(_, rest)| rest.split(' ').next()).map(|name| {
+                name.chars()
+                    .rev()
+                    .take_while(char::is_ascii_digit)
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .rev()
+                    .collect::<String>()
+            });
+        f.rule == "worker-died" && rank.is_some_and(|rank| !rank.is_empty() && !spoke(&rank))
+    })
 }
 
 /// Optional modules are looked for in vain long before the engine fails of something else.
@@ -135,7 +173,8 @@ fn silent<'a>(counts: &[&'a Finding]) -> Reading<'a> {
         return by_exception(counts, raised);
     }
     // An engine that fails by itself says so in a traceback. One that is gone without a word was ended.
-    let spoke = counts.iter().any(|f| HEADS.contains(&f.rule.as_str()) && !f.text.contains("initialization failed"));
+    let spoke =
+        counts.iter().any(|f| HEADS.contains(&f.rule.as_str()) && !f.text.contains("initialization failed"));
     let vanished = counts.iter().copied().find(|f| {
         matches!(f.rule.as_str(), "engine-fatal" | "worker-died")
             && (f.text.contains("died") || f.text.contains("exited unexpectedly"))
@@ -151,7 +190,12 @@ fn silent<'a>(counts: &[&'a Finding]) -> Reading<'a> {
     }
     let whole = counts.iter().any(|f| f.rule == STARTING);
     if whole && !spoke && first.is_some_and(|f| f.rule == "engine-failed-to-start") {
-        return Reading { cause: KILLED.to_owned(), decisive: first, confidence: Confidence::Weak, dead: true };
+        return Reading {
+            cause: KILLED.to_owned(),
+            decisive: first,
+            confidence: Confidence::Weak,
+            dead: true,
+        };
     }
     Reading { cause: UNDETERMINED.to_owned(), decisive: first, confidence: Confidence::Weak, dead: true }
 }
@@ -179,9 +223,8 @@ fn raised<'a>(counts: &[&'a Finding]) -> Option<&'a Finding> {
 fn by_exception<'a>(counts: &[&'a Finding], raised: &'a Finding) -> Reading<'a> {
     // A traceback is seldom longer.
     const TRACEBACK: u64 = 120;
-    let before = |f: &&&Finding| {
-        f.rule.starts_with(FRAME) && f.line < raised.line && f.line + TRACEBACK > raised.line
-    };
+    let before =
+        |f: &&&Finding| f.rule.starts_with(FRAME) && f.line < raised.line && f.line + TRACEBACK > raised.line;
     let hint = counts.iter().filter(before).next_back();
     Reading {
         cause: hint.map_or(UNDETERMINED, |frame| frame.cause.as_str()).to_owned(),
@@ -194,7 +237,8 @@ fn by_exception<'a>(counts: &[&'a Finding], raised: &'a Finding) -> Reading<'a> 
 /// A server that never answered and whose last words are a traceback that nobody caught.
 fn uncaught<'a>(counts: &[&'a Finding]) -> Option<Reading<'a>> {
     let ready = counts.iter().any(|f| f.rule == READY || f.rule == GRACEFUL);
-    let raised = counts.iter().filter(|f| f.rule == EXCEPTION && !is_passed_on(f)).rfind(|f| is_raw(&f.text))?;
+    let raised =
+        counts.iter().filter(|f| f.rule == EXCEPTION && !is_passed_on(f)).rfind(|f| is_raw(&f.text))?;
     let starting = counts.iter().any(|f| f.rule == STARTING);
     let served = counts.iter().any(|f| f.cause == "request-too-long");
     (!ready && (starting || !served)).then(|| by_exception(counts, raised))
@@ -202,8 +246,11 @@ fn uncaught<'a>(counts: &[&'a Finding]) -> Option<Reading<'a>> {
 
 /// Printed by the interpreter and not by a logger, which puts its level and place before the text.
 fn is_raw(text: &str) -> bool {
-    let text = if text.starts_with('(') { text.split_once(") ").map_or(text, |(_, rest)| rest) } else { text };
-    text.split([' ', ':']).next().is_some_and(|word| word.contains("Err") || word.contains("Exc") || word.contains("Fail"))
+    let text =
+        if text.starts_with('(') { text.split_once(") ").map_or(text, |(_, rest)| rest) } else { text };
+    text.split([' ', ':'])
+        .next()
+        .is_some_and(|word| word.contains("Err") || word.contains("Exc") || word.contains("Fail"))
         && !text.starts_with("ERROR")
 }
 
@@ -213,7 +260,8 @@ fn is_passed_on(finding: &Finding) -> bool {
 
 /// Nothing failed. The line that looks worst is the one that somebody will ask about.
 fn harmless<'a>(counts: &[&'a Finding]) -> Reading<'a> {
-    let of = |cause: &str| counts.iter().copied().find(|f| f.cause == cause && f.gravity == Gravity::Harmless);
+    let of =
+        |cause: &str| counts.iter().copied().find(|f| f.cause == cause && f.gravity == Gravity::Harmless);
     let found = |cause: &str, decisive, confidence| Reading {
         cause: cause.to_owned(),
         decisive,
@@ -224,7 +272,8 @@ fn harmless<'a>(counts: &[&'a Finding]) -> Reading<'a> {
     if stopped.is_some() {
         return found(GRACEFUL, stopped, Confidence::Certain);
     }
-    if let Some(line) = counts.iter().copied().find(|f| f.rule == "request-too-long").or_else(|| of("request-too-long"))
+    if let Some(line) =
+        counts.iter().copied().find(|f| f.rule == "request-too-long").or_else(|| of("request-too-long"))
     {
         return found("request-too-long", Some(line), Confidence::Certain);
     }
@@ -250,7 +299,8 @@ fn harmless<'a>(counts: &[&'a Finding]) -> Reading<'a> {
 pub fn same(text: &str) -> String {
     // `(EngineCore_DP0 pid=71) ERROR 11-24 03:00:00 [core.py:946] ` says who and when.
     let text = text.trim_start();
-    let text = if text.starts_with('(') { text.split_once(") ").map_or(text, |(_, rest)| rest) } else { text };
+    let text =
+        if text.starts_with('(') { text.split_once(") ").map_or(text, |(_, rest)| rest) } else { text };
     let levels = ["ERROR", "WARNING", "INFO", "CRITICAL", "DEBUG"];
     let text = match text.split_once("] ") {
         Some((head, rest)) if levels.iter().any(|level| head.starts_with(level)) => rest,

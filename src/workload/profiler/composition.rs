@@ -20,15 +20,41 @@ pub struct WindowFacts {
     pub batch: Option<Vec<Batch>>,
     /// The phase of the run in which it was recorded.
     pub phase: Option<String>,
+    /// When it was opened, in Unix seconds.
+    pub opened_s: Option<f64>,
+    /// When it was complete.
+    pub closed_s: Option<f64>,
 }
+
+/// What the benchmark measures is recorded in this phase.
+const MEASURING: &str = "measuring";
 
 /// What the index says of all windows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Facts {
     /// By rank and window.
     pub windows: BTreeMap<(u32, u32), WindowFacts>,
-    /// Seconds from the opening of the first window to the end of the last.
-    pub observed_s: Option<f64>,
+}
+
+impl Facts {
+    /// Whether a window belongs to the phase that counts. Where no window does, or nobody wrote phases down, all count.
+    pub fn counts(&self, place: Option<(u32, u32)>) -> bool {
+        let phase = |window: &WindowFacts| window.phase.clone();
+        let measured = |window: &WindowFacts| window.phase.as_deref() == Some(MEASURING);
+        match place.and_then(|place| self.windows.get(&place)).and_then(phase) {
+            Some(phase) if phase != MEASURING => !self.windows.values().any(measured),
+            _ => true,
+        }
+    }
+
+    /// Seconds from the opening of the first window that counts to the end of the last.
+    pub fn observed_s(&self) -> Option<f64> {
+        let counting =
+            || self.windows.iter().filter(|(place, _)| self.counts(Some(**place))).map(|(_, window)| window);
+        let begin = counting().filter_map(|window| window.opened_s).min_by(f64::total_cmp)?;
+        let end = counting().filter_map(|window| window.closed_s).max_by(f64::total_cmp)?;
+        (end > begin).then_some(end - begin)
+    }
 }
 
 #[derive(Deserialize)]
@@ -46,21 +72,18 @@ struct Line {
 /// Reads `windows.jsonl`; what is torn, unknown or no line of a window is passed over.
 pub fn parse(index: &str) -> Facts {
     let mut facts = Facts::default();
-    let (mut begin, mut end) = (f64::INFINITY, f64::NEG_INFINITY);
     for line in index.lines().filter_map(|line| serde_json::from_str::<Line>(line.trim()).ok()) {
-        if let Some(t) = line.t
-            && (line.event == "opened" || line.event == "closed")
-        {
-            begin = begin.min(t);
-            end = end.max(t);
-        }
         let window = facts.windows.entry((line.rank, line.window)).or_default();
         window.first_step = line.first_step.or(window.first_step);
         window.last_step = line.last_step.or(window.last_step);
         window.batch = line.batch.or(window.batch.take());
+        match line.event.as_str() {
+            "opened" => window.opened_s = line.t,
+            "closed" => window.closed_s = line.t,
+            _ => {}
+        }
         window.phase = line.phase.filter(|phase| !phase.is_empty()).or(window.phase.take());
     }
-    facts.observed_s = (end > begin).then_some(end - begin);
     facts
 }
 
@@ -117,7 +140,7 @@ mod tests {
     #[test]
     fn the_index_tells_steps_phase_and_time() {
         let facts = parse(INDEX);
-        assert_eq!(facts.observed_s, Some(2.5));
+        assert_eq!(facts.observed_s(), Some(2.5));
         let window = &facts.windows[&(0, 0)];
         assert_eq!(
             (window.first_step, window.last_step, window.phase.as_deref()),
@@ -142,6 +165,22 @@ mod tests {
         );
         assert_eq!(kinds(facts.windows.get(&(1, 0))), [unknown; 5]);
         assert_eq!(kinds(None), [unknown; 5]);
+    }
+
+    #[test]
+    fn where_something_was_measured_the_warm_up_does_not_count() {
+        let line = |window: u32, event: &str, t: f64, phase: &str| {
+            format!(r#"{{"event":"{event}","rank":0,"window":{window},"t":{t},"phase":"{phase}"}}"#) + "\n"
+        };
+        let warm = line(0, "opened", 1.0, "warm-up") + &line(0, "closed", 2.0, "warm-up");
+        let facts = parse(&warm);
+        assert!(facts.counts(Some((0, 0))) && facts.counts(None));
+        assert_eq!(facts.observed_s(), Some(1.0));
+        // Opened before the benchmark, closed within it.
+        let all = warm + &line(1, "opened", 5.0, "warm-up") + &line(1, "closed", 6.5, "measuring");
+        let facts = parse(&all);
+        assert_eq!([0, 1, 2].map(|window| facts.counts(Some((0, window)))), [false, true, true]);
+        assert_eq!(facts.observed_s(), Some(1.5));
     }
 
     proptest::proptest! {

@@ -107,6 +107,7 @@ pub fn merge(parts: &[Part<'_>], name: &str, out: &mut dyn Write) -> Result<Merg
             processes: BTreeMap::new(),
             events: 0,
             failed: None,
+            line: Vec::new(),
             out: &mut *out,
         };
         let read = document(open(part)?, |_| false, &mut writer);
@@ -186,6 +187,7 @@ struct Writer<'a> {
     processes: BTreeMap<i64, bool>,
     events: u64,
     failed: Option<io::Error>,
+    line: Vec<u8>,
     out: &'a mut dyn Write,
 }
 
@@ -206,7 +208,11 @@ impl Writer<'_> {
             return;
         }
         let border = if std::mem::take(&mut self.first) { "\n  " } else { ",\n  " };
-        self.failed = write!(self.out, "{border}{}", Value::Object(event)).err();
+        // A compressor dislikes being fed in crumbs.
+        self.line.clear();
+        self.line.extend_from_slice(border.as_bytes());
+        let written = serde_json::to_writer(&mut self.line, &event).map_err(io::Error::from);
+        self.failed = written.and_then(|()| self.out.write_all(&self.line)).err();
     }
 
     fn change(&mut self, event: &mut Map<String, Value>) {

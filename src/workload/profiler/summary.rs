@@ -30,6 +30,8 @@ pub struct Aggregate {
     facts: Facts,
     group: Vec<(Place, WindowProfile)>,
     windows: u32,
+    /// Windows of another phase than the one that counts.
+    left_out: u32,
     ranks: BTreeSet<u32>,
     traces: u32,
     steps: u64,
@@ -53,6 +55,7 @@ impl Aggregate {
             facts,
             group: Vec::new(),
             windows: 0,
+            left_out: 0,
             ranks: BTreeSet::new(),
             traces: 0,
             steps: 0,
@@ -94,6 +97,11 @@ impl Aggregate {
             return;
         }
         group.sort_by_key(|(place, _)| *place);
+        // One rank's word is enough: all of them open on the same step.
+        if !group.iter().all(|(place, _)| self.facts.counts(*place)) {
+            self.left_out += 1;
+            return;
+        }
         self.windows += 1;
         let most = |figure: fn(&WindowProfile) -> u64| group.iter().map(|(_, profile)| figure(profile)).max();
         self.steps += most(|profile| profile.steps.len() as u64).unwrap_or(0);
@@ -185,6 +193,10 @@ impl Aggregate {
             copy_s: seconds(self.copies.total_ns()),
             distinct_kernels: self.kernels.rows.len() as u64,
         });
+        if self.left_out > 0 {
+            let few = if self.left_out == 1 { "1 window" } else { &format!("{} windows", self.left_out) };
+            self.notes.insert(0, format!("{few} outside of the measuring phase"));
+        }
         let by_total = self.operators.top(self.top, |row| row.total_ns);
         Some(ProfileSummary {
             windows: self.windows,
@@ -193,7 +205,7 @@ impl Aggregate {
             steps: self.steps,
             events: self.events,
             recorded_s: seconds(self.recorded_ns),
-            observed_s: self.facts.observed_s.map(round),
+            observed_s: self.facts.observed_s().map(round),
             gpu,
             kernels: self.kernels.top(self.top, |row| row.total_ns).into_iter().map(Into::into).collect(),
             copies: self.copies.top(self.top, |row| row.total_ns).into_iter().map(Into::into).collect(),

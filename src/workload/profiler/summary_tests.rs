@@ -87,6 +87,16 @@ fn ranks_of_a_window_are_one_window() {
 }
 
 #[test]
+fn the_warm_up_is_left_out_and_that_is_told() {
+    let index = r#"{"event":"closed","rank":0,"t":1,"window":0,"phase":"warm-up"}
+{"event":"closed","rank":0,"t":1,"window":1,"phase":"measuring"}"#;
+    let list = vec![(Some((0, 0)), window(50, 50)), (Some((0, 1)), window(75, 25))];
+    let summary = of(list, composition::parse(index));
+    assert_eq!((summary.windows, summary.kernels[0].share.mean), (1, 0.75));
+    assert_eq!(summary.notes, ["1 window outside of the measuring phase"]);
+}
+
+#[test]
 fn traces_of_unknown_place_are_windows_of_their_own() {
     let summary = of(vec![(None, window(1, 1)), (None, window(1, 1))], Facts::default());
     assert_eq!((summary.windows, summary.ranks), (2, None));

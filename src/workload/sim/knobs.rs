@@ -253,9 +253,8 @@ mod tests {
 
     #[test]
     fn a_fault_that_a_setting_cures_does_not_exist_with_it() {
-        let there = |text: &str, set: &str| {
-            !Knobs::parse(text, None, |name| name == set).unwrap().faults.is_empty()
-        };
+        let there =
+            |text: &str, set: &str| !Knobs::parse(text, None, |name| name == set).unwrap().faults.is_empty();
         let text = "fault=kill@step:3,cured_by=enforce_eager";
         assert!(there(text, "other") && !there(text, "enforce_eager"));
         let text = "fault=kill@step:3,cured_by=!VARCAS_TRACE_DIR";

@@ -173,7 +173,9 @@ fn exception(crash: Crash) -> &'static str {
              tried to allocate 8589934592 bytes. Error code 12 (Cannot allocate memory)"
         }
         Crash::Assert => "RuntimeError: CUDA error: device-side assert triggered",
-        Crash::Gated => "Access to model org/closed is restricted. You must have access to it and be authenticated to access it.",
+        Crash::Gated => {
+            "Access to model org/closed is restricted. You must have access to it and be authenticated to access it."
+        }
         Crash::NotFound => {
             "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or \
              'namespace/repo_name': '/srv/none/model'."

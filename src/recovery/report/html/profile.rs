@@ -1,9 +1,9 @@
 //! What the profiler's windows saw: where the time of GPU and host went, with what each figure is worth.
 
-use super::{ticked, verdict::list};
+use super::verdict::list;
 use crate::event::ProfileSummary;
-use crate::event::profile::{Gaps, KernelShare, OperatorShare, Spread, StepGroup, StepKind, confidence};
-use crate::recovery::report::profile::{percent, spread, time};
+use crate::event::profile::{KernelShare, OperatorShare, Spread, StepGroup, StepKind, confidence};
+use crate::recovery::report::profile::{idle, percent, spread, time};
 use crate::recovery::report::units::count;
 use maud::{Markup, html};
 
@@ -28,7 +28,7 @@ pub(super) fn body(profile: &ProfileSummary) -> Markup {
                     div { dt { "Copies and fills" } dd { (time(gpu.copy_s)) } }
                     @for (rank, share) in gpu.busy_by_rank.iter().take(16) { div { dt { "Busy, rank " (rank) } dd { (percent(*share)) } } }
                 }
-                @if let Some(gaps) = &gpu.gaps { p.spaced { (ticked(&idle(gaps))) } }
+                @if let Some(gaps) = &gpu.gaps { p.spaced { (idle(gaps)) } }
             }
         }
         (shares("GPU time by kernel", &profile.kernels))
@@ -37,18 +37,6 @@ pub(super) fn body(profile: &ProfileSummary) -> Markup {
         (steps(&profile.step_groups))
         (list("What was left out", profile.notes.len(), html! { ul { @for note in &profile.notes { li { (note) } } } }))
     }
-}
-
-fn idle(gaps: &Gaps) -> String {
-    let head = format!(
-        "Between its work the GPU stood idle {} times, {} together: median {}, p99 {}, longest {}.",
-        count(gaps.count),
-        time(gaps.total_s),
-        time(gaps.median_us / 1e6),
-        time(gaps.p99_us / 1e6),
-        time(gaps.longest_us / 1e6)
-    );
-    format!("{head} For {} of that time the host was in operators.", percent(gaps.in_operators))
 }
 
 /// What it is worth stands below it, or the table would be too wide for a phone.
