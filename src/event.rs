@@ -27,6 +27,7 @@ pub use window::{SavedTrace, WindowContent, WindowEvent, WindowLine};
 use crate::config::Plan;
 use crate::time::{Stamp, opt_secs, secs};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -302,6 +303,11 @@ pub enum EventKind {
         proc: ProcId,
         /// The exact command line.
         argv: Vec<String>,
+    },
+    /// What the server gets beside the environment it inherits.
+    ServerEnvironment {
+        /// By name.
+        env: BTreeMap<String, String>,
     },
     /// It could not be started.
     SpawnFailed {

@@ -2,8 +2,8 @@
 
 use super::report;
 use crate::error::{Context, ExitCode, Failure};
-use crate::recovery::report::markdown::bytes;
 use crate::recovery::report::profile;
+use crate::recovery::report::units::bytes;
 use crate::supervisor::layout::RunDir;
 use crate::workload::profiler::folder::{Entry, Survey, merge_window, survey};
 use crate::workload::profiler::merge::MergeError;
@@ -79,7 +79,7 @@ fn folder(path: &Path) -> Result<PathBuf, Failure> {
     }
     let dir = RunDir::new(path);
     if dir.journal().is_file() {
-        let report = report::of_run(&dir)?;
+        let report = report::of_run(&dir)?.report;
         let last =
             report.attempts.iter().map(|attempt| attempt.number).rfind(|n| dir.attempt(*n).traces().is_dir());
         let number = report.counts.or(last);

@@ -120,6 +120,7 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
             format!("saved {saved} of {} pieces of evidence", items.len())
         }
         EventKind::KeeperStarted { .. }
+        | EventKind::ServerEnvironment { .. }
         | EventKind::DiskSampled { .. }
         | EventKind::ProcessSeen { .. }
         | EventKind::LoadProgressed(_)

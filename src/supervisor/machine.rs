@@ -164,6 +164,7 @@ impl Machine {
             | EventKind::Probed { .. }
             | EventKind::SignalSent { .. }
             | EventKind::KeeperStarted { .. }
+            | EventKind::ServerEnvironment { .. }
             | EventKind::Trouble { .. }
             | EventKind::Profiled(_)
             | EventKind::Clue(_)

@@ -294,6 +294,7 @@ impl Performer {
         };
         let keeper = Keeper::start(&run.exe, &spec, self.facts.clone())
             .map_err(|failure| failure.problems.join("; "))?;
+        self.say(EventKind::ServerEnvironment { env: command.ours });
         keeper.order(&Order::Spawn {
             argv: command.argv,
             env: command.env.into_iter().collect(),

@@ -409,7 +409,7 @@ fn disk(output: &Path) -> Check {
         ),
         Ok(free) => {
             let text =
-                format!("{} free in {}", crate::recovery::report::markdown::bytes(free), existing.display());
+                format!("{} free in {}", crate::recovery::report::units::bytes(free), existing.display());
             match free {
                 _ if free < LEAST_DISK => {
                     let saw = format!("only {text}; traces and logs need at least 500 MB");
@@ -430,10 +430,10 @@ fn disk(output: &Path) -> Check {
 fn shared_memory() -> Check {
     match os::free_space(Path::new("/dev/shm")) {
         Ok(free) if free >= GIB => {
-            good("shm", format!("{} free in /dev/shm", crate::recovery::report::markdown::bytes(free)))
+            good("shm", format!("{} free in /dev/shm", crate::recovery::report::units::bytes(free)))
         }
         Ok(free) => {
-            let saw = format!("only {} free in /dev/shm", crate::recovery::report::markdown::bytes(free));
+            let saw = format!("only {} free in /dev/shm", crate::recovery::report::units::bytes(free));
             bad(
                 Severity::Warn,
                 "shm",

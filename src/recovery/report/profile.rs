@@ -66,30 +66,29 @@ fn gpu_section(out: &mut String, gpu: &GpuProfile, windows: u32) -> Result {
         time(gpu.copy_s)
     )?;
     if let Some(gaps) = &gpu.gaps {
-        gap_line(out, gaps)?;
+        writeln!(out, "{}", idle(gaps))?;
     }
     writeln!(out)
 }
 
-fn gap_line(out: &mut String, gaps: &Gaps) -> Result {
-    write!(
-        out,
-        "Between its work the GPU stood idle {} times, {} together: median {}, p99 {}, longest {}. ",
+/// The gaps in two sentences.
+pub(super) fn idle(gaps: &Gaps) -> String {
+    let head = format!(
+        "Between its work the GPU stood idle {} times, {} together: median {}, p99 {}, longest {}.",
         gaps.count,
         time(gaps.total_s),
         time(gaps.median_us / 1e6),
         time(gaps.p99_us / 1e6),
         time(gaps.longest_us / 1e6)
-    )?;
+    );
     let operators = format!("For {} of that time the host was in operators", percent(gaps.in_operators));
     match gaps.in_steps {
-        Some(steps) => writeln!(
-            out,
-            "{operators}, for {} elsewhere in an engine step, for {} between steps.",
+        Some(steps) => format!(
+            "{head} {operators}, for {} elsewhere in an engine step, for {} between steps.",
             percent(steps),
             percent((1.0 - gaps.in_operators - steps).max(0.0))
         ),
-        None => writeln!(out, "{operators}."),
+        None => format!("{head} {operators}."),
     }
 }
 
@@ -167,7 +166,7 @@ fn operators(out: &mut String, title: &str, rows: &[OperatorShare]) -> Result {
 }
 
 /// `31.2 % (95 %: 30.1 to 32.3)`, or the range where there are too few windows for an interval.
-fn spread(spread: &Spread) -> String {
+pub(super) fn spread(spread: &Spread) -> String {
     let mean = percent(spread.mean);
     let digits = |share: f64| format!("{:.1}", share * 100.0);
     match spread.ci95 {
@@ -177,12 +176,12 @@ fn spread(spread: &Spread) -> String {
     }
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
 /// From nanoseconds to hours in three or four digits.
-fn time(seconds: f64) -> String {
+pub(super) fn time(seconds: f64) -> String {
     match seconds {
         s if s < 1e-3 => format!("{:.1} µs", s * 1e6),
         s if s < 1.0 => format!("{:.2} ms", s * 1e3),
