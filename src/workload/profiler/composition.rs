@@ -65,8 +65,17 @@ struct Line {
 /// Reads `windows.jsonl`; what is torn, unknown or no line of a window is passed over.
 pub fn parse(index: &str) -> Facts {
     let mut facts = Facts::default();
-    for line in index.lines().filter_map(|line| serde_json::from_str::<Line>(line.trim()).ok()) {
-        let window = facts.windows.entry((line.rank, line.window)).or_default();
+    for line in index.lines() {
+        facts.push(line);
+    }
+    facts
+}
+
+impl Facts {
+    /// Takes one line of the index in.
+    pub fn push(&mut self, line: &str) {
+        let Ok(line) = serde_json::from_str::<Line>(line.trim()) else { return };
+        let window = self.windows.entry((line.rank, line.window)).or_default();
         window.first_step = line.first_step.or(window.first_step);
         window.last_step = line.last_step.or(window.last_step);
         window.batch = line.batch.or(window.batch.take());
@@ -77,7 +86,6 @@ pub fn parse(index: &str) -> Facts {
         }
         window.phase = line.phase.filter(|phase| !phase.is_empty()).or(window.phase.take());
     }
-    facts
 }
 
 /// A step and what it had to compute, where that is known.
