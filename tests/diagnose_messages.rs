@@ -129,6 +129,12 @@ const MESSAGES: &[(&str, Outcome, Shape, &str)] = &[
         "RuntimeError: CUDA out of memory occurred when warming up sampler with 256 dummy requests. Please try lowering `max_num_seqs` or `gpu_memory_utilization` when initializing the engine.",
     ),
     (
+        "kv-cache-too-small",
+        START,
+        V1Old,
+        "ValueError: The model's max seq len (8192) is larger than the maximum number of tokens that can be stored in KV cache (4096).",
+    ),
+    (
         "cuda-illegal-access",
         CRASH,
         V1Serving,

@@ -106,10 +106,12 @@ fn root<'a>(counts: &[&'a Finding], dead: bool) -> Option<&'a Finding> {
             && !(dead && finding.rule == "module-missing" && is_old_news(finding, counts))
     });
     // Who passes an exception on repeats it; whoever raised it may be read later, for several processes share the log. And
-    // the line of code that raises it is shown before it, with the message's gaps still open.
+    // the line of code that raises it is shown before it, without the words or with their gaps still open.
     let repeats = |finding: &&Finding| {
-        finding.text.contains("Worker failed with error '")
-            || finding.text.contains("raise ") && ["(f\"", "(f'"].iter().any(|f| finding.text.contains(f))
+        let code = finding.text.contains("raise ")
+            && (!finding.text.contains(['"', '\''])
+                || ["(f\"", "(f'"].iter().any(|f| finding.text.contains(f)));
+        code || finding.text.contains("Worker failed with error '")
     };
     let first = fatal
         .clone()
