@@ -1,16 +1,27 @@
 //! Compresses finished windows while the run goes on, on a thread of the lowest priority: the benchmark comes first.
 
 use super::os;
-use crate::event::{EngineSample, EventKind, Reading};
+use crate::event::{EngineSample, EventKind, Phase, Reading};
 use crate::time::wall_now;
 use crate::workload::profiler::listing::{LISTING, LoadSample, listing};
-use crate::workload::profiler::windows::{Collected, Gatherer};
+use crate::workload::profiler::windows::{Collected, Gatherer, PHASE};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 /// Lines of the index, or `None` for the end.
 pub(super) type Lines = Sender<Option<String>>;
+
+/// Windows are chosen by phase, and carry its name.
+pub(super) fn tell_workers(traces: &Path, phase: Phase) -> Result<(), EventKind> {
+    if !matches!(phase, Phase::Loading | Phase::WarmUp | Phase::Measuring) {
+        return Ok(());
+    }
+    std::fs::write(traces.join(PHASE), phase.to_string()).map_err(|error| EventKind::Trouble {
+        what: "tell the workers which phase it is".to_owned(),
+        error: error.to_string(),
+    })
+}
 
 /// The windows of one attempt.
 pub(super) struct Packer {

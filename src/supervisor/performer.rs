@@ -4,7 +4,7 @@
 use super::autopsy::Autopsy;
 use super::keeper::{Keeper, KeeperSpec, Order, Target};
 use super::layout::{AttemptDir, RunDir};
-use super::packer::Packer;
+use super::packer::{self, Packer};
 use super::preflight::{self, Leftovers};
 use super::returned::{SharedGpu, gpu_left, port_left, used};
 use super::run_id::RunId;
@@ -223,16 +223,11 @@ impl Performer {
         }
     }
 
-    /// Windows are chosen by phase, and carry its name.
     fn tell_workers(&self, traces: &Path, phase: Phase) {
         if self.run.plan.profile.mode == ProfileMode::Windows
-            && matches!(phase, Phase::Loading | Phase::WarmUp | Phase::Measuring)
-            && let Err(error) = std::fs::write(traces.join(windows::PHASE), phase.to_string())
+            && let Err(trouble) = packer::tell_workers(traces, phase)
         {
-            self.say(EventKind::Trouble {
-                what: "tell the workers which phase it is".to_owned(),
-                error: error.to_string(),
-            });
+            self.say(trouble);
         }
     }
 
