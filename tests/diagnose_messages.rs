@@ -718,6 +718,26 @@ fn what_only_resembles_a_failure_is_none() {
 }
 
 #[test]
+fn colours_of_uvicorn_and_prefixes_of_containers_hide_nothing() {
+    let colours = "\u{1b}[32mINFO\u{1b}[0m:     127.0.0.1:4 - \"\u{1b}[1mPOST /start_profile HTTP/1.1\u{1b}[0m\" \
+                   \u{1b}[31m404 Not Found\u{1b}[0m\n";
+    assert_eq!(verdict(colours).cause, "profiler-404");
+    let stopped = "\u{1b}[32mINFO\u{1b}[0m:     Application shutdown complete.\n";
+    assert_eq!(verdict(stopped).cause, "graceful-shutdown");
+    for prefix in ["vllm-1  | ", "2026-11-24T03:00:00.1Z stdout F ", "Nov 24 03:00:00 host vllm[70]: "] {
+        let log = |message: &str| {
+            wrap(Api, message).lines().map(|line| format!("{prefix}{line}\n")).collect::<String>()
+        };
+        assert_eq!(verdict(&log("KeyError: 'layer_types'")).cause, "undetermined", "{prefix}");
+        assert_eq!(
+            verdict(&log("OSError: [Errno 98] Address already in use")).cause,
+            "port-in-use",
+            "{prefix}"
+        );
+    }
+}
+
+#[test]
 fn a_cause_wins_over_everything_that_follows_from_it_whatever_comes_first() {
     // The rank that hears of it speaks before the one that failed.
     let log = "\

@@ -23,7 +23,7 @@ const READY: usize = 2;
 const STOP: usize = 3;
 /// Whether tokens come is said once in ten seconds.
 const THROUGHPUT: &[u8] = b"Avg generation throughput: ";
-const SERVED: &[u8] = b" HTTP/1.1\" 200 OK";
+const SERVED: &[u8] = b"200 OK";
 
 /// One life of a server in a log.
 #[derive(Debug, Clone, Default, PartialEq)]

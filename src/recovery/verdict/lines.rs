@@ -247,14 +247,12 @@ fn uncaught<'a>(counts: &[&'a Finding]) -> Option<Reading<'a>> {
     (!ready && (starting || !served)).then(|| by_exception(counts, raised))
 }
 
-/// Printed by the interpreter and not by a logger, which puts its level and place before the text.
+/// Printed by the interpreter and not by a logger, which puts its level before the text. What stands before both (a process, a
+/// container, a time) says nothing.
 fn is_raw(text: &str) -> bool {
-    let text =
-        if text.starts_with('(') { text.split_once(") ").map_or(text, |(_, rest)| rest) } else { text };
-    text.split([' ', ':'])
-        .next()
-        .is_some_and(|word| word.contains("Err") || word.contains("Exc") || word.contains("Fail"))
-        && !text.starts_with("ERROR")
+    let levels = ["ERROR ", "ERROR:", "WARNING ", "INFO ", "CRITICAL ", "DEBUG "];
+    let head = text.char_indices().nth(120).map_or(text, |(at, _)| &text[..at]);
+    !levels.iter().any(|level| head.contains(level))
 }
 
 fn is_passed_on(finding: &Finding) -> bool {
