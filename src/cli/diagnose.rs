@@ -257,36 +257,33 @@ fn of_attempt(events: &[&Event], log: &Path, rules: &Rules) -> (Verdict, Vec<Fin
     if let Some(verdict) = judged {
         return (verdict, inquiry.findings().to_vec());
     }
-    match ending {
-        Some(Ending { outcome: Outcome::Success | Outcome::Stopped, reason, phase }) => {
-            let ending = Ending { outcome: Outcome::Success, reason: reason.clone(), phase };
-            let mut verdict = Inquiry::default().of_log();
-            verdict.explanation = ending.reason;
-            verdict.confidence = Confidence::Certain;
-            verdict.missing.clear();
-            (verdict, Vec::new())
-        }
-        Some(ending) => (inquiry.verdict(&ending), inquiry.findings().to_vec()),
-        // The journal is torn: what it has not seen stands in the log.
-        None => {
-            let seen = inquiry.findings().last().map_or(0, |finding| finding.line);
-            let last = File::open(log).ok().and_then(|mut file| {
-                let mut starts = Starts::new(rules);
-                pieces(&mut file, |piece| {
-                    starts.push(piece);
-                    Ok(())
-                })
-                .ok()?;
-                starts.finish().pop()
-            });
-            for finding in last.into_iter().flat_map(|start| start.findings).filter(|f| f.line > seen) {
-                inquiry.hear(phase, &EventKind::Finding(finding));
-            }
-            let mut verdict = inquiry.of_log();
-            verdict.missing.push("the end of the journal: varcas-guard itself was killed".to_owned());
-            (verdict, inquiry.findings().to_vec())
-        }
+    if let Some(Ending { outcome: Outcome::Success | Outcome::Stopped, reason, .. }) = &ending {
+        let mut verdict = Inquiry::default().of_log();
+        verdict.explanation.clone_from(reason);
+        verdict.confidence = Confidence::Certain;
+        verdict.missing.clear();
+        return (verdict, Vec::new());
     }
+    // The journal is torn, perhaps between an ending and its verdict: what it has not seen stands in the log.
+    let seen = inquiry.findings().last().map_or(0, |finding| finding.line);
+    let last = File::open(log).ok().and_then(|mut file| {
+        let mut starts = Starts::new(rules);
+        pieces(&mut file, |piece| {
+            starts.push(piece);
+            Ok(())
+        })
+        .ok()?;
+        starts.finish().pop()
+    });
+    for finding in last.into_iter().flat_map(|start| start.findings).filter(|f| f.line > seen) {
+        inquiry.hear(phase, &EventKind::Finding(finding));
+    }
+    let mut verdict = match &ending {
+        Some(ending) => inquiry.verdict(ending),
+        None => inquiry.of_log(),
+    };
+    verdict.missing.push("the end of the journal: varcas-guard itself was killed".to_owned());
+    (verdict, inquiry.findings().to_vec())
 }
 
 /// The words for outcomes that people use of logs.
