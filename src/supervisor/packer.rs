@@ -13,14 +13,11 @@ use std::thread::JoinHandle;
 pub(super) type Lines = Sender<Option<String>>;
 
 /// Windows are chosen by phase, and carry its name.
-pub(super) fn tell_workers(traces: &Path, phase: Phase) -> Result<(), EventKind> {
+pub(super) fn tell_workers(traces: &Path, phase: Phase) -> std::io::Result<()> {
     if !matches!(phase, Phase::Loading | Phase::WarmUp | Phase::Measuring) {
         return Ok(());
     }
-    std::fs::write(traces.join(PHASE), phase.to_string()).map_err(|error| EventKind::Trouble {
-        what: "tell the workers which phase it is".to_owned(),
-        error: error.to_string(),
-    })
+    std::fs::write(traces.join(PHASE), phase.to_string())
 }
 
 /// The windows of one attempt.

@@ -224,10 +224,12 @@ impl Performer {
     }
 
     fn tell_workers(&self, traces: &Path, phase: Phase) {
-        if self.run.plan.profile.mode == ProfileMode::Windows
-            && let Err(trouble) = packer::tell_workers(traces, phase)
-        {
-            self.say(trouble);
+        if self.run.plan.profile.mode == ProfileMode::Off {
+            return;
+        }
+        if let Err(error) = packer::tell_workers(traces, phase) {
+            let what = "tell the workers which phase it is".to_owned();
+            self.say(EventKind::Trouble { what, error: error.to_string() });
         }
     }
 
@@ -579,8 +581,7 @@ impl Performer {
 
     fn collect(&mut self) {
         let (facts, run, number) = (self.facts.clone(), Arc::clone(&self.run), self.number);
-        let dir = run.dir.attempt(number);
-        let packer = self.packer.take();
+        let (dir, packer) = (run.dir.attempt(number), self.packer.take());
         tokio::task::spawn_blocking(move || {
             let collected = match packer {
                 Some(packer) if dir.traces().is_dir() => packer.finish(run.id.as_str(), number),
