@@ -2,6 +2,7 @@
 //! through one (`scan` below it, `repair` beside it), `facts` remembers what a cut trace lacks, `weave` makes the
 //! output, `write` puts it on the disk, `job` does one trace after the other.
 
+mod anchors;
 pub mod facts;
 pub mod flip;
 pub mod habits;
@@ -12,6 +13,7 @@ pub mod repair;
 pub mod scan;
 pub mod source;
 pub mod stream;
+pub mod turns;
 pub mod weave;
 pub mod write;
 
