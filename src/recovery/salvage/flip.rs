@@ -2,8 +2,8 @@
 //!
 //! A flip does one of two things. Mostly the stream goes another way, and its text is soon nonsense: then every bit shortly
 //! before the first sign of damage is turned back in turn, and the few that give text without damage are put to the checksum
-//! ([`Loud`]). Or the stream soon is where it was, and only some bytes and all their copies are wrong: then the length is right,
-//! and what each possible flip does to the checksum is computed without inflating anything again ([`silent`]).
+//! (`Loud`). Or the stream soon is where it was, and only some bytes and all their copies are wrong: then the length is right,
+//! and what each possible flip does to the checksum is computed without inflating anything again (`silent`).
 //!
 //! Pure.
 
@@ -16,8 +16,9 @@ use crate::gz::deflate::Bits;
 const MOST_TEXT: usize = 128 << 20;
 /// Bits before the first sign of damage that are tried.
 const REACH: usize = 1 << 17;
-/// Bytes that may be inflated in trials for each byte of text, and in all.
+/// Bytes that may be inflated in trials for each byte of text, at least, and at most.
 const WORK: usize = 128;
+const LEAST_WORK: usize = 16 << 20;
 const MOST_WORK: usize = 512 << 20;
 /// Text behind the first sign of damage that must be good before the checksum is asked.
 const BEHIND: usize = 4096;
@@ -354,7 +355,8 @@ impl<'a> Loud<'a> {
         let good = self.reads_well(from, block.cloned());
         flip.turn(self.raw);
         self.text.truncate(text);
-        if self.work > (self.length as usize * WORK).min(MOST_WORK) && (self.checks >= LEAST_CHECKS || !good)
+        if self.work > (self.length as usize * WORK).clamp(LEAST_WORK, MOST_WORK)
+            && (self.checks >= LEAST_CHECKS || !good)
         {
             return None;
         }
