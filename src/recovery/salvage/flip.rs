@@ -2,8 +2,8 @@
 //!
 //! A flip does one of two things. Mostly the stream goes another way, and its text is soon nonsense: then every bit shortly
 //! before the first sign of damage is turned back in turn, and the few that give text without damage are put to the checksum
-//! ([`Loud`]). Or the stream soon is where it was, and only some bytes and all their copies are wrong: then the length is right,
-//! and what each possible flip does to the checksum is computed without inflating anything again ([`silent`]).
+//! (`Loud`). Or the stream soon is where it was, and only some bytes and all their copies are wrong: then the length is right,
+//! and what each possible flip does to the checksum is computed without inflating anything again (`silent`).
 //!
 //! Pure.
 
@@ -16,7 +16,9 @@ use crate::gz::deflate::Bits;
 const MOST_TEXT: usize = 128 << 20;
 /// Bits before the first sign of damage that are tried.
 const REACH: usize = 1 << 17;
-/// Bytes that may be inflated in trials.
+/// Bytes that may be inflated in trials for each byte of text, at least, and at most.
+const WORK: usize = 128;
+const LEAST_WORK: usize = 16 << 20;
 const MOST_WORK: usize = 512 << 20;
 /// Text behind the first sign of damage that must be good before the checksum is asked.
 const BEHIND: usize = 4096;
@@ -291,23 +293,44 @@ impl<'a> Loud<'a> {
         let far = marks.partition_point(|mark| mark.bit < reach).saturating_sub(1).min(near);
         self.walk(marks[far].text);
         for mark in marks[far..=near].iter().rev() {
-            let read = pieces(self.raw, *mark, self.sign + LATE);
-            if let Some((block, list)) = read {
-                for pair in list.windows(2).rev() {
-                    for bit in (pair[0].bit..pair[1].bit).rev() {
-                        if self.try_bit(bit, pair[0].bit, pair[0].text, Some(&block))? {
-                            return Some(Flip::of(bit));
-                        }
-                    }
-                }
+            // Wrong codes show at once; then what follows them says nothing.
+            let codes = self.sign < mark.text + LATE;
+            let first = if codes { self.head(*mark)? } else { self.symbols(*mark)? };
+            if first.is_some() {
+                return first;
             }
-            for bit in mark.bit..(mark.bit + HEAD).min(self.raw.len() * 8) {
-                if self.try_bit(bit, mark.bit, mark.text, None)? {
-                    return Some(Flip::of(bit));
-                }
+            let second = if codes { self.symbols(*mark)? } else { self.head(*mark)? };
+            if second.is_some() {
+                return second;
             }
         }
         None
+    }
+
+    /// Tries the bits of a block's symbols, the last first. The outer `None` is the end of the search.
+    fn symbols(&mut self, mark: Mark) -> Option<Option<Flip>> {
+        if let Some((block, list)) = pieces(self.raw, mark, self.sign + LATE) {
+            for pair in list.windows(2).rev() {
+                for bit in (pair[0].bit..pair[1].bit).rev() {
+                    if self.try_bit(bit, pair[0].bit, pair[0].text, Some(&block))? {
+                        return Some(Some(Flip::of(bit)));
+                    }
+                }
+            }
+        }
+        Some(None)
+    }
+
+    /// Tries the bits of a block's head.
+    fn head(&mut self, mark: Mark) -> Option<Option<Flip>> {
+        let text = self.text[mark.text..].to_vec();
+        for bit in mark.bit..(mark.bit + HEAD).min(self.raw.len() * 8) {
+            if self.try_bit(bit, mark.bit, mark.text, None)? {
+                return Some(Some(Flip::of(bit)));
+            }
+        }
+        self.text.extend_from_slice(&text);
+        Some(None)
     }
 
     fn walk(&mut self, from: usize) {
@@ -332,7 +355,9 @@ impl<'a> Loud<'a> {
         let good = self.reads_well(from, block.cloned());
         flip.turn(self.raw);
         self.text.truncate(text);
-        if self.work > MOST_WORK && (self.checks >= LEAST_CHECKS || !good) {
+        if self.work > (self.length as usize * WORK).clamp(LEAST_WORK, MOST_WORK)
+            && (self.checks >= LEAST_CHECKS || !good)
+        {
             return None;
         }
         if !good {

@@ -249,6 +249,14 @@ fn push<S: Sink>(
     }
 }
 
+fn walker(belief: &Belief) -> Walker {
+    let mut walker = Walker::new();
+    if belief.unnumbered {
+        walker.turns.ignore();
+    }
+    walker
+}
+
 /// Reads a half once or, if a gzip lies about its contents, again with less belief.
 pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> {
     let size = std::fs::metadata(path)?.len();
@@ -256,7 +264,7 @@ pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> 
     let mut searched = false;
     loop {
         let mut source = Source::open(path, &belief)?;
-        let mut walker = Walker::new();
+        let mut walker = walker(&belief);
         let mut facts = Facts::default();
         let mut window = vec![0; WINDOW];
         let error = push(&mut source, &mut walker, &mut facts, &mut window, |_, read| {
@@ -265,6 +273,10 @@ pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> 
             }
             Ok(())
         })?;
+        if walker.turns.mean_nothing() && !belief.unnumbered {
+            belief.unnumbered = true;
+            continue;
+        }
         let members = source.members().to_vec();
         if !searched && one_bit_may_be_wrong(&members, &walker.damage) {
             searched = true;
@@ -505,7 +517,7 @@ pub fn weave<W: io::Write>(
     };
     let mut weaver = Weaver::new(out, &exam.facts, &mark, name, restore)?;
     let mut source = Source::open(path, &exam.belief)?;
-    let mut walker = Walker::new();
+    let mut walker = walker(&exam.belief);
     let mut window = vec![0; WINDOW];
     push(&mut source, &mut walker, &mut weaver, &mut window, |weaver, read| {
         if let Some(progress) = progress {

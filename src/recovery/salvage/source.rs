@@ -69,6 +69,8 @@ pub struct Belief {
     pub distrust: Vec<Distrust>,
     /// The one bit that is wrong in it.
     pub turned: Option<Turned>,
+    /// The numbers of its events say nothing (see [`super::turns`]).
+    pub unnumbered: bool,
 }
 
 enum Body {
