@@ -1,5 +1,5 @@
-//! How long a report takes and how large it becomes: `cargo run --release --example report_scale [EVENTS] [ATTEMPTS]`
-//! writes a made-up journal of a long night into a temporary folder and makes its report as `varcas-guard report` does.
+//! How long a report takes and how large it becomes: `cargo run --release --example report_scale [EVENTS] [ATTEMPTS] [FOLDER]`
+//! writes a made-up journal of a long night into the folder (or a temporary one) and makes its report as `varcas-guard report` does.
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be made may panic")]
 
 #[path = "../tests/report_support/mod.rs"]
@@ -12,13 +12,13 @@ use varcas_guard::supervisor::layout::RunDir;
 use varcas_guard::time::instant_now;
 
 fn main() {
-    let mut numbers = std::env::args().skip(1).map(|word| word.parse::<usize>().unwrap());
-    let (events, attempts) = (
-        numbers.next().unwrap_or(report_support::NIGHT.0),
-        numbers.next().unwrap_or(report_support::NIGHT.1),
-    );
-    let folder = tempfile::tempdir().unwrap();
-    let dir = RunDir::new(folder.path());
+    let mut words = std::env::args().skip(1);
+    let mut number = |default| words.next().map_or(default, |word| word.parse::<usize>().unwrap());
+    let (events, attempts) = (number(report_support::NIGHT.0), number(report_support::NIGHT.1));
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = words.next().map_or(temporary.path().to_owned(), std::path::PathBuf::from);
+    std::fs::create_dir_all(&folder).unwrap();
+    let dir = RunDir::new(&folder);
     let story = report_support::long(events, attempts);
     let mut file = std::io::BufWriter::new(std::fs::File::create(dir.journal()).unwrap());
     for event in &story.events {

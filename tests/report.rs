@@ -187,6 +187,17 @@ fn a_log_full_of_markup_stays_text_wherever_it_is_shown() {
 }
 
 #[test]
+fn a_log_cannot_command_the_terminal_it_is_shown_on() {
+    let (story, _) = hostile();
+    for render in [html::render, markdown::render, text::render] {
+        let shown = text_of(&story, render);
+        assert!(shown.contains("alert(1)"), "the test shows nothing of it");
+        let command = shown.chars().find(|c| c.is_control() && *c != '\n');
+        assert_eq!(command, None);
+    }
+}
+
+#[test]
 fn a_page_asks_for_nothing_and_links_only_into_its_folder_or_to_documentation() {
     for page in [page(&full()), page(&hopeless()), page(&killed()), page(&refused()), hostile_page()] {
         assert!(page.contains("default-src 'none'"));
@@ -310,7 +321,7 @@ fn the_moment_of_failure_is_marked_where_there_was_one() {
     assert!(
         both.contains("class=\"window\"")
             && both.contains("class=\"flush\"")
-            && both.contains("class=\"still\"")
+            && both.contains("class=\"pause\"")
     );
     assert!(page(&killed()).contains("cut off</text>"));
 }

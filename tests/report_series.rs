@@ -4,10 +4,11 @@
 mod report_support;
 
 use proptest::prelude::*;
-use report_support::{Story, full, long};
+use report_support::{Story, ending, full, long};
 use std::time::Duration;
 use varcas_guard::event::{
-    EngineSample, EventKind, HangKind, LoadProgress, Reading, Suspicion, SuspicionStep, WindowEvent,
+    EngineSample, EventKind, HangKind, LoadProgress, Outcome, Phase, Reading, Suspicion, SuspicionStep,
+    WindowEvent,
 };
 use varcas_guard::recovery::report::series::{Metric, Track, of};
 
@@ -105,8 +106,16 @@ fn a_standstill_is_a_band_from_its_beginning_to_its_end() {
     story.say(said(SuspicionStep::Suspect, 4)).wait(6000).say(said(SuspicionStep::Confirmed, 10));
     story.wait(1000).say(said(SuspicionStep::Cleared, 0)).wait(5000);
     let track = track(&story, 1);
-    let [(from, to)] = track.stills.list() else { panic!("{:?}", track.stills) };
+    let [(from, to)] = track.pauses.list() else { panic!("{:?}", track.pauses) };
     assert_eq!((from.as_secs_f64(), to.as_secs_f64()), (29.5, 40.5));
+    assert!(track.stills.list().is_empty(), "it went on");
+    // The one that ended the attempt.
+    story.say(said(SuspicionStep::Suspect, 3)).wait(2000).say(said(SuspicionStep::Act, 5));
+    story.end(&ending(Outcome::Hang, "nothing moves", Phase::Measuring));
+    let track = self::track(&story, 1);
+    let [(from, to)] = track.stills.list() else { panic!("{:?}", track.stills) };
+    assert_eq!((from.as_secs_f64(), to.as_secs_f64()), (42.5, 47.5));
+    assert_eq!((track.pauses.list().len(), track.failed_at), (1, Some(*to)));
 }
 
 #[test]

@@ -276,27 +276,30 @@ fn axis_x(x: &Scale) -> Markup {
 fn backdrop(track: &Track, x: &Scale, behind: &Backdrop<'_>) -> Markup {
     let stretch = |from: Duration, to: Duration| {
         let (left, right) = (x.at(from.as_secs_f64()), x.at(to.as_secs_f64()));
-        (short(left), short((right - left).max(0.6)))
+        (short(left), short((right - left).max(1.0)))
     };
-    let strip = |spans: &Spans| {
+    // One row for the windows and one for their flushes: where many are joined, neither hides the other.
+    let strip = |spans: &Spans, y: &str| {
         let mut path = String::new();
         for (from, to) in spans.list() {
             let (left, width) = stretch(*from, *to);
-            let _ = write!(path, "M{left} 4h{width}v4h-{width}z");
+            let _ = write!(path, "M{left} {y}h{width}v3h-{width}z");
         }
         path
     };
     html! {
-        @for (from, to) in track.stills.list() {
-            @let (left, width) = stretch(*from, *to);
-            rect.still x=(left) y=(TOP) width=(width) height=(BOTTOM - TOP) {}
+        @for (class, spans) in [("pause", &track.pauses), ("still", &track.stills)] {
+            @for (from, to) in spans.list() {
+                @let (left, width) = stretch(*from, *to);
+                rect.(class) x=(left) y=(TOP) width=(width) height=(BOTTOM - TOP) {}
+            }
         }
         @for (phase, from, to) in behind.phases {
             @let (left, width) = stretch(*from, *to);
             rect.{ "ph-" (phase) } x=(left) y=(BOTTOM + 3.0) width=(width) height="4" {}
         }
-        @if !track.windows.list().is_empty() { path.window d=(strip(&track.windows)) {} }
-        @if !track.flushes.list().is_empty() { path.flush d=(strip(&track.flushes)) {} }
+        @if !track.windows.list().is_empty() { path.window d=(strip(&track.windows, "2")) {} }
+        @if !track.flushes.list().is_empty() { path.flush d=(strip(&track.flushes, "6")) {} }
     }
 }
 

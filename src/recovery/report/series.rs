@@ -179,7 +179,9 @@ pub struct Track {
     pub windows: Spans,
     /// While at least one rank processed and wrote what it had recorded.
     pub flushes: Spans,
-    /// While nothing moved although work was pending.
+    /// While nothing moved although work was pending, and then it went on; a compile looks like that too.
+    pub pauses: Spans,
+    /// The standstill of which the attempt was lost.
     pub stills: Spans,
     /// The moment at which it was lost, since the attempt began.
     pub failed_at: Option<Duration>,
@@ -204,6 +206,7 @@ impl Track {
             bins: vec![Vec::new(); Metric::COUNT],
             windows: Spans::default(),
             flushes: Spans::default(),
+            pauses: Spans::default(),
             stills: Spans::default(),
             failed_at: None,
             gpus: 0,
@@ -307,14 +310,14 @@ impl Track {
                     let since = self.since(at).saturating_sub(suspicion.still);
                     self.still_since.get_or_insert(since);
                 }
-                SuspicionStep::Cleared => self.stirs(at),
+                SuspicionStep::Cleared => self.stirs(at, false),
             },
             EventKind::AttemptEnding(ending) => {
                 if ending.outcome != Outcome::Success {
                     let since = self.since(at);
                     self.failed_at.get_or_insert(since);
                 }
-                self.stirs(at);
+                self.stirs(at, ending.outcome == Outcome::Hang);
             }
             EventKind::GuardDied { .. } => {
                 let since = self.since(at);
@@ -324,10 +327,10 @@ impl Track {
         }
     }
 
-    fn stirs(&mut self, at: Duration) {
+    fn stirs(&mut self, at: Duration, was_fatal: bool) {
         if let Some(since) = self.still_since.take() {
             let now = self.since(at);
-            self.stills.add(since, now);
+            (if was_fatal { &mut self.stills } else { &mut self.pauses }).add(since, now);
         }
     }
 
@@ -436,7 +439,7 @@ impl Track {
 
     fn finish(&mut self) {
         let end = self.failed_at.map_or(self.to, |at| self.from + at);
-        self.stirs(end);
+        self.stirs(end, false);
         let open: Vec<u32> = self.ranks.keys().copied().collect();
         for rank in open {
             self.close(rank, self.since(end));

@@ -251,7 +251,7 @@ fn success(report: &Report) -> String {
     let traces = match report.traces.len() {
         0 => String::new(),
         1 => ", and 1 profiler window is on disk".to_owned(),
-        n => format!(", and {n} profiler windows are on disk"),
+        n => format!(", and {} profiler windows are on disk", count(n as u64)),
     };
     let changed = if report.mitigations.is_empty() { "" } else { ", but only with changed settings" };
     format!("It worked in the {} attempt{changed}: {requests}{traces}.", nth(number))

@@ -1,6 +1,7 @@
 //! `report RUN --format text`: the page's first screen for a terminal. Pure.
 
 use super::View;
+use super::safe;
 use super::story::{self, exit_code};
 use super::units::figure;
 use crate::time::human;
@@ -48,5 +49,6 @@ pub fn render(view: &View<'_>) -> String {
     }
     line(&format!("traces: {} windows", report.traces.len()));
     line(&format!("exit code: {}", exit_code(report)));
-    out
+    // A log must not command the terminal.
+    safe::clean(&out).into_owned()
 }

@@ -6,6 +6,7 @@ use crate::recovery::report::chart::{Backdrop, Line, Unit, chart};
 use crate::recovery::report::model::{Attempt, Report};
 use crate::recovery::report::series::{Metric, Track};
 use crate::recovery::report::story;
+use crate::recovery::report::units::count;
 use crate::time::human;
 use maud::{Markup, html};
 use std::time::Duration;
@@ -47,7 +48,7 @@ pub(super) fn overview(report: &Report) -> Markup {
                 @for attempt in &report.attempts[report.attempts.len() - last..] { (row(attempt, whole)) }
                 div.runrow aria-hidden="true" { span {} div.runaxis { span { "0" } span { (human(report.duration_s / 2)) } span { (human(report.duration_s)) } } }
             }
-            (legend(&seen, false, false, false))
+            (legend(&seen, None))
         },
     )
 }
@@ -81,13 +82,21 @@ fn row(attempt: &Attempt, whole: f64) -> Markup {
     }
 }
 
-fn legend(phases: &[Phase], windows: bool, flushes: bool, stills: bool) -> Markup {
+fn legend(phases: &[Phase], track: Option<&Track>) -> Markup {
+    let spans = |track: &Track| {
+        [
+            ("window", "profiler window", track.windows.count()),
+            ("flush", "flush", track.flushes.count()),
+            ("pause", "nothing moved, then it went on", track.pauses.count()),
+            ("still", "nothing moved any more", track.stills.count()),
+        ]
+    };
     html! {
         p.legendline {
             @for phase in phases { span.key { i.swatch.{ "ph-" (phase) } {} (phase) } }
-            @if windows { span.key { i.swatch.window {} "profiler window" } }
-            @if flushes { span.key { i.swatch.flush {} "flush" } }
-            @if stills { span.key { i.swatch.still {} "nothing moved" } }
+            @for (class, name, count) in track.map(spans).into_iter().flatten() {
+                @if count > 0 { span.key { i.swatch.(class) {} (name) } }
+            }
         }
     }
 }
@@ -127,9 +136,9 @@ pub(super) fn of_attempt(view: &View<'_>, attempt: &Attempt) -> Option<Markup> {
         p.note {
             "Time counts from the beginning of the attempt."
             @if track.failed_at.is_some() { " The red line is the moment at which it was lost." }
-            @if windows > 0 { " " (windows) " profiler windows" @if flushes > 0 { " and " (flushes) " flushes" } " stand along the upper edge." }
+            @if windows > 0 { " " (count(windows)) " profiler windows" @if flushes > 0 { " and " (count(flushes)) " flushes" } " stand along the upper edge." }
         }
-        (legend(&seen, windows > 0, flushes > 0, !track.stills.list().is_empty()))
+        (legend(&seen, Some(track)))
         div.charts { @for chart in charts { (chart) } }
     })
 }
