@@ -241,7 +241,6 @@ impl Performer {
     fn base_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.run.plan.server.port)
     }
-
     fn preflight(&mut self) {
         let (run, gpu, facts) = (Arc::clone(&self.run), Arc::clone(&self.gpu), self.facts.clone());
         let before = Arc::clone(&self.gpu_before);
