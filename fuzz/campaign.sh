@@ -24,7 +24,8 @@ failed=0
 for pid in "${pids[@]}"; do wait "$pid" || failed=$((failed + 1)); done
 pids=()
 for target in scan repair flip; do
-  cat "$out"/logs/*-$target.log 2>/dev/null | awk -v target=$target -v files="$(ls "$out/corpus/$target" | wc -l)" '
+  # With few jobs a target may have none.
+  { cat "$out"/logs/*-$target.log 2>/dev/null || true; } | awk -v target=$target -v files="$(ls "$out/corpus/$target" | wc -l)" '
     /^stat::number_of_executed_units/ { sum += $2; jobs++ }
     /^stat::slowest_unit_time_sec/ { if ($2 > slowest) slowest = $2 }
     END { printf "%s: %d executions in %d jobs, slowest input %d s, corpus %d files\n", target, sum, jobs, slowest, files }'
