@@ -7,6 +7,7 @@
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
@@ -91,5 +92,73 @@ fn holistic_trace_analysis_reads_a_merged_window() {
             panic!("{text}{}", String::from_utf8_lossy(&output.stderr))
         };
         assert_eq!(of_whole, 2 * of_part);
+    }
+}
+
+/// One window of a real vLLM on an H100, and those in the folders that `VARCAS_TEST_WINDOWS` names, apart by colons.
+fn windows() -> Vec<PathBuf> {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/windows");
+    let named = std::env::var_os("VARCAS_TEST_WINDOWS").unwrap_or_default();
+    let folders = std::iter::once(fixtures).chain(std::env::split_paths(&named));
+    let files = folders.filter(|folder| folder.is_dir()).flat_map(|folder| fs::read_dir(folder).unwrap());
+    let paths = files.map(|entry| entry.unwrap().path());
+    let mut windows: Vec<PathBuf> =
+        paths.filter(|path| path.to_string_lossy().ends_with(".pt.trace.json.gz")).collect();
+    windows.sort();
+    println!("{} windows", windows.len());
+    windows
+}
+
+fn read_gz(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    flate2::read::MultiGzDecoder::new(fs::File::open(path)?).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// Event counts by the tools' own measure: Kineto's events that last.
+fn slices(trace: &Path) -> usize {
+    let text = read_gz(trace).unwrap();
+    let json: Value = serde_json::from_slice(&text).unwrap();
+    let events = json["traceEvents"].as_array().unwrap();
+    events.iter().filter(|event| event["ph"] == "X").count()
+}
+
+#[test]
+fn the_chrome_trace_viewer_imports_every_window_with_no_warning_that_kineto_does_not_cause() {
+    let Some(viewer) = tool("VARCAS_TEST_VIEWER") else { return };
+    for window in windows() {
+        let output = Command::new(&viewer).arg(&window).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        // The program may cut a long answer off, so it is not parsed.
+        let count = text.split("\"slices\":").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+        assert_eq!(count.parse::<usize>().unwrap(), slices(&window), "{text}");
+        let warnings = text.split("\"warnings\":[").nth(1).unwrap();
+        for warning in warnings.split('"').filter(|part| part.len() > 3) {
+            // Kineto draws arrows to GPU work from calls that it does not record as their begin.
+            assert!(
+                "Found flow phase f for id: ".starts_with(warning)
+                    || warning.starts_with("Found flow phase f for id: "),
+                "{text}"
+            );
+        }
+    }
+}
+
+#[test]
+fn holistic_trace_analysis_reads_every_window() {
+    let Some(python) = tool("VARCAS_TEST_HTA") else { return };
+    let script = "import sys\nfrom hta.common.trace_parser import parse_trace_dict\nfrom hta.trace_analysis import TraceAnalysis\n\
+                  for name in sys.argv[1:]:\n    meta = parse_trace_dict(name)\n    \
+                  rows = len(TraceAnalysis(trace_files={0: name}, trace_dir='').t.traces[0])\n    \
+                  print('rows', rows, meta['varcas_window'], meta['varcas_first_step'], meta['varcas_phase'] != '')";
+    let windows = windows();
+    let output = Command::new(&python).args(["-c", script]).args(&windows).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let read: Vec<&str> = text.lines().filter(|line| line.starts_with("rows ")).collect();
+    assert_eq!(read.len(), windows.len(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for (line, window) in read.iter().zip(&windows) {
+        let rows: usize = line.split(' ').nth(1).unwrap().parse().unwrap();
+        assert!(rows >= slices(window) / 2 && line.ends_with("True"), "{}: {line}", window.display());
     }
 }

@@ -103,8 +103,10 @@ promises!(
     a_trace_that_the_writer_cut_short_gets_no_final_name,
     one_failure_is_forgiven,
     a_deleted_folder_harms_nothing,
+    a_read_only_folder_harms_nothing,
     somebody_elses_profile_goes_on,
     memory_does_not_climb,
+    a_sigkill_at_any_moment_loses_at_most_the_open_window,
     workers_open_on_the_same_step,
     a_worker_that_comes_too_late_leaves_the_window_out,
 );
