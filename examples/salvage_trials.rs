@@ -10,7 +10,7 @@
 //!
 //! `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places. `window`
 //! checks, counts and compresses a finished window as a run does. `linear` times texts that are bad on purpose at doubling
-//! sizes. `grow` repeats the events of a trace.
+//! sizes; `ONLY="gzip flip"` before `damage` picks one kind, `SHOW=1` shows what differs. `grow` repeats the events of a trace.
 
 #[path = "../tests/salvage/common.rs"]
 #[expect(dead_code, reason = "the tests use the rest of it")]
@@ -225,8 +225,14 @@ fn damage(path: &Path, rounds: usize) {
     let raw = zip(&text);
     let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
     let mut rng = rng(1000);
+    let show = std::env::var_os("SHOW").is_some();
     for gzip in [false, true] {
         for kind in ["flip", "zero", "double", "remove"] {
+            let title = format!("{}{kind}", if gzip { "gzip " } else { "" });
+            if std::env::var("ONLY").is_ok_and(|only| only != title) {
+                continue;
+            }
+            let began = cpu();
             let half = folder.path().join(if gzip { "t.pt.trace.json.gz" } else { "t.pt.trace.json" });
             let mut statuses: BTreeMap<String, usize> = BTreeMap::new();
             let (mut strange_runs, mut strange_events, mut kept, mut least) = (0, 0, 0, usize::MAX);
@@ -236,6 +242,15 @@ fn damage(path: &Path, rounds: usize) {
                 let (record, output) = salvage(&half);
                 *statuses.entry(record.status.to_string()).or_default() += 1;
                 kept += record.events_kept as usize;
+                if show && gzip && kind == "flip" && record.status != Status::Repaired {
+                    let bit = broken.iter().zip(&raw).position(|(new, old)| new != old);
+                    println!(
+                        "  round {round}: byte {bit:?} of {}: {} {}",
+                        raw.len(),
+                        record.status,
+                        record.note
+                    );
+                }
                 least = least.min(record.events_kept as usize);
                 let output = match output {
                     Some(output) => output,
@@ -255,7 +270,7 @@ fn damage(path: &Path, rounds: usize) {
                     .collect();
                 strange_runs += usize::from(!strange.is_empty());
                 strange_events += strange.len();
-                if std::env::var_os("SHOW").is_some() && !strange.is_empty() {
+                if show && !strange.is_empty() {
                     println!(
                         "  {kind} round {round}: {} strange, note {}: {}",
                         strange.len(),
@@ -265,9 +280,9 @@ fn damage(path: &Path, rounds: usize) {
                 }
             }
             println!(
-                "{} {}{kind}: {rounds} rounds, {statuses:?}, kept {:.1} % on average, {:.1} % at least, {strange_runs} outputs with {strange_events} events that differ",
+                "{} {title}: {rounds} rounds, {:.1} CPU s, {statuses:?}, kept {:.1} % on average, {:.1} % at least, {strange_runs} outputs with {strange_events} events that differ",
                 path.display(),
-                if gzip { "gzip " } else { "" },
+                (cpu() - began) as f64 / 1e9,
                 kept as f64 / (rounds * total) as f64 * 100.0,
                 least as f64 / total as f64 * 100.0,
             );

@@ -11,6 +11,6 @@ export RUSTFLAGS="--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-
 target=x86_64-unknown-linux-gnu
 cargo build --release --locked --target "$target" --bins
 mkdir -p "$out"
-for name in scan repair; do
+for name in scan repair flip; do
   strip -o "$out/$name" "target/$target/release/$name"
 done

@@ -4,6 +4,7 @@
 //! One member, because browsers and older Perfettos refuse or cut a gzip of several. libdeflate only makes whole streams, so
 //! `seam` finds where each can be opened again.
 
+pub(crate) mod deflate;
 mod seam;
 
 use flate2::Crc;

@@ -106,7 +106,7 @@ fn the_labelled_cases_get_their_cause_outcome_and_line() {
             .filter(|line| numbers_of(&case.log, line).contains(&number))
             .collect();
         assert!(misled.is_empty(), "{}: a misleading line is decisive: {misled:?}", case.id);
-        let mut count = |score: &mut Score| {
+        let count = |score: &mut Score| {
             score.all += 1;
             score.cause += usize::from(cause);
             score.outcome += usize::from(outcome);

@@ -129,6 +129,12 @@ const MESSAGES: &[(&str, Outcome, Shape, &str)] = &[
         "RuntimeError: CUDA out of memory occurred when warming up sampler with 256 dummy requests. Please try lowering `max_num_seqs` or `gpu_memory_utilization` when initializing the engine.",
     ),
     (
+        "kv-cache-too-small",
+        START,
+        V1Old,
+        "ValueError: The model's max seq len (8192) is larger than the maximum number of tokens that can be stored in KV cache (4096).",
+    ),
+    (
         "cuda-illegal-access",
         CRASH,
         V1Serving,
@@ -708,6 +714,26 @@ fn what_only_resembles_a_failure_is_none() {
     for (cause, log) in HARMLESS {
         let seen = verdict(log);
         assert_eq!((seen.cause.as_str(), seen.outcome), (*cause, Outcome::Success), "{log}\n{seen:#?}");
+    }
+}
+
+#[test]
+fn colours_of_uvicorn_and_prefixes_of_containers_hide_nothing() {
+    let colours = "\u{1b}[32mINFO\u{1b}[0m:     127.0.0.1:4 - \"\u{1b}[1mPOST /start_profile HTTP/1.1\u{1b}[0m\" \
+                   \u{1b}[31m404 Not Found\u{1b}[0m\n";
+    assert_eq!(verdict(colours).cause, "profiler-404");
+    let stopped = "\u{1b}[32mINFO\u{1b}[0m:     Application shutdown complete.\n";
+    assert_eq!(verdict(stopped).cause, "graceful-shutdown");
+    for prefix in ["vllm-1  | ", "2026-11-24T03:00:00.1Z stdout F ", "Nov 24 03:00:00 host vllm[70]: "] {
+        let log = |message: &str| {
+            wrap(Api, message).lines().map(|line| format!("{prefix}{line}\n")).collect::<String>()
+        };
+        assert_eq!(verdict(&log("KeyError: 'layer_types'")).cause, "undetermined", "{prefix}");
+        assert_eq!(
+            verdict(&log("OSError: [Errno 98] Address already in use")).cause,
+            "port-in-use",
+            "{prefix}"
+        );
     }
 }
 

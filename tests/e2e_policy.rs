@@ -1,5 +1,4 @@
 //! The whole program against its simulator: what an attempt failed of is found out, and what follows is what helps.
-#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 

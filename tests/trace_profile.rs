@@ -7,6 +7,7 @@ use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use varcas_guard::workload::profiler::analyse::{Analyser, WindowProfile};
@@ -145,6 +146,55 @@ fn real_traces_give_what_a_slow_and_simple_count_gives() {
             assert_eq!(device.busy_ns + device.gaps_ns.iter().sum::<u64>(), last.abs_diff(first), "{name}");
         }
     }
+}
+
+#[test]
+fn the_gpu_time_of_real_steps_is_that_of_the_kernels_they_launched() {
+    let path = root().join("../shared/traces/h100_torch2.11_full.pt.trace.json.gz");
+    if !path.is_file() {
+        eprintln!("SKIPPED: {} is not there", path.display());
+        return;
+    }
+    // Its 150 annotations are called s_0 to s_149; with the recorder's name they are steps.
+    let mut text = String::new();
+    MultiGzDecoder::new(File::open(&path).unwrap()).read_to_string(&mut text).unwrap();
+    let text = text.replace("\"name\": \"s_", "\"name\": \"ProfilerStep#");
+    let mut analyser = Analyser::default();
+    read(text.as_bytes(), |_| false, |event| analyser.event(event)).unwrap();
+    let profile = analyser.finish();
+
+    let document: Value = serde_json::from_str(&text).unwrap();
+    let events: Vec<Value> = document["traceEvents"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["ph"] == "X")
+        .cloned()
+        .collect();
+    let launches: BTreeMap<u64, i64> = of(&events, &["cuda_runtime", "cuda_driver"])
+        .iter()
+        .filter_map(|event| Some((event["args"]["correlation"].as_u64()?, span(event).0)))
+        .collect();
+    let mut steps: Vec<((i64, i64), u64)> = of(&events, &["user_annotation"])
+        .iter()
+        .filter(|event| event["name"].as_str().unwrap().starts_with("ProfilerStep#"))
+        .map(|event| (span(event), 0))
+        .collect();
+    let mut rest = 0;
+    for work in of(&events, &["kernel", "gpu_memcpy", "gpu_memset"]) {
+        let (start, end) = span(work);
+        let at = launches.get(&work["args"]["correlation"].as_u64().unwrap());
+        let step = steps.iter_mut().find(|((from, to), _)| at.is_some_and(|at| from <= at && at < to));
+        *step.map_or(&mut rest, |(_, sum)| sum) += end.abs_diff(start);
+    }
+    steps.sort_unstable();
+    assert_eq!(steps.len(), 150);
+    let expected: Vec<_> =
+        steps.iter().map(|((from, to), gpu)| (*from, to.abs_diff(*from), Some(*gpu))).collect();
+    let found: Vec<_> = profile.steps.iter().map(|step| (step.start_ns, step.wall_ns, step.gpu_ns)).collect();
+    assert_eq!(found, expected);
+    assert_eq!(profile.unattributed_ns, Some(rest));
+    assert!(found.iter().all(|(_, _, gpu)| gpu.unwrap() > 0), "each of them trained");
 }
 
 fn guard(arguments: &[&str], path: &Path) -> Output {

@@ -13,7 +13,11 @@ pairs() {
   [ -s "$out/$name.err" ] || rm -f "$out/$name.err"
 }
 # Waits for everything in the background but the servers.
-comparisons() { wait $(jobs -p | grep -vxFf <(printf '%s\n' "${pids[@]}")); }
+comparisons() {
+  local jobs
+  jobs=$(jobs -p | grep -vxFf <(printf '%s\n' "${pids[@]}"))
+  [ -z "$jobs" ] || wait $jobs
+}
 quick=${QUICK:-}
 W=varcas_worker.Worker
 if [ "$part" = 1 ]; then

@@ -23,6 +23,8 @@ const AROUND: usize = 3;
 const NEAR: u64 = 64 << 10;
 /// A shown line is cut to this many characters.
 const WIDTH: usize = 160;
+/// The decisive one is worth more room.
+const DECISIVE_WIDTH: usize = 600;
 
 /// Say what a vLLM server log, or a run of varcas-guard, failed of.
 ///
@@ -255,36 +257,33 @@ fn of_attempt(events: &[&Event], log: &Path, rules: &Rules) -> (Verdict, Vec<Fin
     if let Some(verdict) = judged {
         return (verdict, inquiry.findings().to_vec());
     }
-    match ending {
-        Some(Ending { outcome: Outcome::Success | Outcome::Stopped, reason, phase }) => {
-            let ending = Ending { outcome: Outcome::Success, reason: reason.clone(), phase };
-            let mut verdict = Inquiry::default().of_log();
-            verdict.explanation = ending.reason;
-            verdict.confidence = Confidence::Certain;
-            verdict.missing.clear();
-            (verdict, Vec::new())
-        }
-        Some(ending) => (inquiry.verdict(&ending), inquiry.findings().to_vec()),
-        // The journal is torn: what it has not seen stands in the log.
-        None => {
-            let seen = inquiry.findings().last().map_or(0, |finding| finding.line);
-            let last = File::open(log).ok().and_then(|mut file| {
-                let mut starts = Starts::new(rules);
-                pieces(&mut file, |piece| {
-                    starts.push(piece);
-                    Ok(())
-                })
-                .ok()?;
-                starts.finish().pop()
-            });
-            for finding in last.into_iter().flat_map(|start| start.findings).filter(|f| f.line > seen) {
-                inquiry.hear(phase, &EventKind::Finding(finding));
-            }
-            let mut verdict = inquiry.of_log();
-            verdict.missing.push("the end of the journal: varcas-guard itself was killed".to_owned());
-            (verdict, inquiry.findings().to_vec())
-        }
+    if let Some(Ending { outcome: Outcome::Success | Outcome::Stopped, reason, .. }) = &ending {
+        let mut verdict = Inquiry::default().of_log();
+        verdict.explanation.clone_from(reason);
+        verdict.confidence = Confidence::Certain;
+        verdict.missing.clear();
+        return (verdict, Vec::new());
     }
+    // The journal is torn, perhaps between an ending and its verdict: what it has not seen stands in the log.
+    let seen = inquiry.findings().last().map_or(0, |finding| finding.line);
+    let last = File::open(log).ok().and_then(|mut file| {
+        let mut starts = Starts::new(rules);
+        pieces(&mut file, |piece| {
+            starts.push(piece);
+            Ok(())
+        })
+        .ok()?;
+        starts.finish().pop()
+    });
+    for finding in last.into_iter().flat_map(|start| start.findings).filter(|f| f.line > seen) {
+        inquiry.hear(phase, &EventKind::Finding(finding));
+    }
+    let mut verdict = match &ending {
+        Some(ending) => inquiry.verdict(ending),
+        None => inquiry.of_log(),
+    };
+    verdict.missing.push("the end of the journal: varcas-guard itself was killed".to_owned());
+    (verdict, inquiry.findings().to_vec())
 }
 
 /// The words for outcomes that people use of logs.
@@ -381,11 +380,12 @@ impl Diagnosis {
             row("shown by", &format!("{}{place}", quote.source));
             out.push('\n');
             if self.around.is_empty() {
-                let _ = writeln!(out, "  > {}", cut(&quote.text));
+                let _ = writeln!(out, "  > {}", cut_at(&quote.text, DECISIVE_WIDTH));
             }
             for (number, text) in &self.around {
-                let mark = if Some(*number) == quote.line { '>' } else { ' ' };
-                let _ = writeln!(out, "  {mark}{number:>8} | {}", cut(text));
+                let decisive = Some(*number) == quote.line;
+                let (mark, width) = if decisive { ('>', DECISIVE_WIDTH) } else { (' ', WIDTH) };
+                let _ = writeln!(out, "  {mark}{number:>8} | {}", cut_at(text, width));
             }
         }
         let mut list = |title: &str, lines: Vec<String>| {
@@ -418,10 +418,14 @@ impl Diagnosis {
 }
 
 fn cut(text: &str) -> String {
-    if text.chars().count() <= WIDTH {
+    cut_at(text, WIDTH)
+}
+
+fn cut_at(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
         return text.to_owned();
     }
-    text.chars().take(WIDTH).chain(" ...".chars()).collect()
+    text.chars().take(width).chain(" ...".chars()).collect()
 }
 
 fn wrapped(text: &str, width: usize) -> Vec<String> {

@@ -3,14 +3,16 @@
 //! A stream ends with the block whose first bit is set. That block is found by walking through the codes without writing any
 //! text, which costs a fraction of what making them cost.
 
+use super::deflate::{Bits, Codes, Table};
+
 /// What opening a stream adds at most.
 pub(super) const LONGEST: usize = 5;
 
-const MATCH: u16 = 0x100;
-const END: u16 = 0x200;
-const LITERAL: u16 = 0x400;
+const MATCH: u16 = Table::KIND;
+const END: u16 = Table::KIND * 2;
+const LITERAL: u16 = Table::KIND * 4;
 /// Bits of an entry that say how much of the stream its symbol takes, extra bits included.
-const WIDTH: u16 = 0x3f;
+const WIDTH: u16 = Table::KIND - 1;
 
 /// Where the last block of a stream lies, in bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,97 +36,17 @@ impl LastBlock {
 /// The last block of a stream, `None` if it is no stream or not all of it is there.
 pub(super) fn last_block(raw: &[u8]) -> Option<LastBlock> {
     let mut bits = Bits { raw, pos: 0 };
-    let (mut letters, mut distances) = (Table::default(), Table::default());
+    let mut codes = Codes::default();
     loop {
         let header = bits.pos;
-        let last = bits.take(1)? == 1;
-        match bits.take(2)? {
-            0 => {
-                let at = bits.pos.div_ceil(8);
-                let &[low, high] = raw.get(at..at + 2)?.first_chunk()?;
-                bits.pos = (at + 4 + usize::from(u16::from_le_bytes([low, high]))) * 8;
-            }
-            1 => {
-                let mut lengths = [8; 288];
-                lengths[144..256].fill(9);
-                lengths[256..280].fill(7);
-                letters.build(&lengths, letter);
-                distances.build(&[5; 30], distance);
-                symbols(&mut bits, &letters, &distances)?;
-            }
-            2 => {
-                codes(&mut bits, &mut letters, &mut distances)?;
-                symbols(&mut bits, &letters, &distances)?;
-            }
-            _ => return None,
+        let head = codes.read(&mut bits, letter, distance)?;
+        match head.stored {
+            Some(length) => bits.pos += length * 8,
+            None => symbols(&mut bits, &codes)?,
         }
-        if last {
+        if head.last {
             return (bits.pos <= raw.len() * 8).then_some(LastBlock { header, end: bits.pos });
         }
-    }
-}
-
-struct Bits<'a> {
-    raw: &'a [u8],
-    pos: usize,
-}
-
-impl Bits<'_> {
-    /// At least 57 bits from here on, zeros behind the end of the stream; `None` if it ended before.
-    #[inline(always)]
-    fn peek(&self) -> Option<u64> {
-        let at = self.pos / 8;
-        let word = match self.raw.get(at..).and_then(|rest| rest.first_chunk()) {
-            Some(bytes) => u64::from_le_bytes(*bytes),
-            None => self.peek_end(at)?,
-        };
-        Some(word >> (self.pos % 8))
-    }
-
-    #[cold]
-    fn peek_end(&self, at: usize) -> Option<u64> {
-        let rest = self.raw.get(at..).filter(|rest| !rest.is_empty())?;
-        let mut bytes = [0; 8];
-        bytes[..rest.len()].copy_from_slice(rest);
-        Some(u64::from_le_bytes(bytes))
-    }
-
-    fn take(&mut self, count: usize) -> Option<usize> {
-        let value = self.peek()? & ((1 << count) - 1);
-        self.pos += count;
-        Some(value as usize)
-    }
-}
-
-/// A prefix code, by the bits that come next: how many the symbol takes, and of what kind it is.
-#[derive(Default)]
-struct Table {
-    entries: Vec<u16>,
-    mask: usize,
-}
-
-impl Table {
-    fn build(&mut self, lengths: &[u8], kind: impl Fn(usize) -> u16) {
-        let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
-        self.entries.clear();
-        self.entries.resize(1 << longest, 0);
-        self.mask = self.entries.len() - 1;
-        let mut code = 0usize;
-        for length in 1..=longest {
-            for symbol in (0..lengths.len()).filter(|symbol| lengths[*symbol] == length) {
-                let first = (code as u16).reverse_bits() >> (16 - length);
-                for entry in self.entries.iter_mut().skip(first as usize).step_by(1 << length) {
-                    *entry = kind(symbol) + u16::from(length);
-                }
-                code += 1;
-            }
-            code <<= 1;
-        }
-    }
-
-    #[inline(always)]
-    fn at(&self, word: u64) -> u16 {
-        self.entries[word as usize & self.mask]
     }
 }
 
@@ -147,45 +69,12 @@ fn distance(symbol: usize) -> u16 {
     }
 }
 
-/// Reads the codes at the head of a block.
-fn codes(bits: &mut Bits<'_>, letters: &mut Table, distances: &mut Table) -> Option<()> {
-    const ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
-    let literals = bits.take(5)? + 257;
-    let all = literals + bits.take(5)? + 1;
-    let count = bits.take(4)? + 4;
-    let mut short = [0; 19];
-    for place in &ORDER[..count] {
-        short[*place] = bits.take(3)? as u8;
-    }
-    // The symbol itself takes the place of the kind.
-    let mut table = Table::default();
-    table.build(&short, |symbol| (symbol as u16 + 1) << 6);
-    let mut lengths = [0u8; 320];
-    let mut have = 0;
-    while have < all {
-        let entry = table.at(bits.peek()?);
-        bits.pos += usize::from(entry & WIDTH);
-        let symbol = (entry >> 6).checked_sub(1)?;
-        let (times, value) = match symbol {
-            0..=15 => (1, symbol as u8),
-            16 => (bits.take(2)? + 3, *lengths.get(have.checked_sub(1)?)?),
-            17 => (bits.take(3)? + 3, 0),
-            _ => (bits.take(7)? + 11, 0),
-        };
-        lengths.get_mut(have..have + times)?.fill(value);
-        have += times;
-    }
-    letters.build(&lengths[..literals], letter);
-    distances.build(&lengths[literals..all], distance);
-    Some(())
-}
-
 /// Walks over the symbols of a block to its end.
-fn symbols(bits: &mut Bits<'_>, letters: &Table, distances: &Table) -> Option<()> {
+fn symbols(bits: &mut Bits<'_>, codes: &Codes) -> Option<()> {
     loop {
         // A length and a distance with all their extra bits are 48 bits.
         let word = bits.peek()?;
-        let entry = letters.at(word);
+        let entry = codes.letters.at(word);
         let width = usize::from(entry & WIDTH);
         bits.pos += width;
         if entry & LITERAL != 0 {
@@ -194,7 +83,7 @@ fn symbols(bits: &mut Bits<'_>, letters: &Table, distances: &Table) -> Option<()
         if entry & MATCH == 0 {
             return (entry & END != 0).then_some(());
         }
-        let away = distances.at(word >> width);
+        let away = codes.distances.at(word >> width);
         if away == 0 {
             return None;
         }

@@ -3,7 +3,8 @@
 
 use super::log_rules::{LogScanner, Rules, readable};
 use crate::event::{Finding, Gravity, Phase};
-use memchr::memmem::Finder;
+use aho_corasick::AhoCorasick;
+use memchr::memmem::FinderRev;
 use memchr::{memchr, memrchr};
 
 /// Rules of `rules.toml` that mark a place.
@@ -22,7 +23,7 @@ const READY: usize = 2;
 const STOP: usize = 3;
 /// Whether tokens come is said once in ten seconds.
 const THROUGHPUT: &[u8] = b"Avg generation throughput: ";
-const SERVED: &[u8] = b" HTTP/1.1\" 200 OK";
+const SERVED: &[u8] = b"200 OK";
 
 /// One life of a server in a log.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -40,9 +41,9 @@ pub struct Start {
 pub struct Starts<'a> {
     rules: &'a Rules,
     scanner: LogScanner,
-    marks: Vec<Finder<'static>>,
-    throughput: Finder<'static>,
-    served: Finder<'static>,
+    marks: AhoCorasick,
+    throughput: FinderRev<'static>,
+    served: FinderRev<'static>,
     /// A line whose end has not come yet.
     partial: Vec<u8>,
     /// Where the current line begins.
@@ -60,9 +61,10 @@ impl<'a> Starts<'a> {
         Self {
             rules,
             scanner: LogScanner::new(),
-            marks: MARKS.iter().map(|mark| Finder::new(*mark)).collect(),
-            throughput: Finder::new(THROUGHPUT),
-            served: Finder::new(SERVED),
+            // Fails only beyond 2^31 states.
+            marks: AhoCorasick::new(MARKS).expect("four short texts fit"),
+            throughput: FinderRev::new(THROUGHPUT),
+            served: FinderRev::new(SERVED),
             partial: Vec::new(),
             offset: 0,
             phase: None,
@@ -103,13 +105,8 @@ impl<'a> Starts<'a> {
     /// Whole lines, cut where a mark changes what the following ones mean.
     fn lines(&mut self, mut text: &[u8]) {
         while !text.is_empty() {
-            let first = self
-                .marks
-                .iter()
-                .enumerate()
-                .filter_map(|(mark, finder)| finder.find(text).map(|at| (at, mark)))
-                .min();
-            let Some((at, mark)) = first else { return self.part(text) };
+            let Some(found) = self.marks.find(text) else { return self.part(text) };
+            let (at, mark) = (found.start(), found.pattern().as_usize());
             let begin = memrchr(b'\n', &text[..at]).map_or(0, |before| before + 1);
             let end = memchr(b'\n', &text[at..]).map_or(text.len(), |after| at + after + 1);
             self.part(&text[..begin]);
@@ -169,8 +166,8 @@ impl<'a> Starts<'a> {
 
     /// Remembers whether the last thing said about throughput is that there is none.
     fn moves(&mut self, text: &[u8], before: u64) {
-        let served = last_of(&self.served, text);
-        let Some(at) = last_of(&self.throughput, text) else {
+        let served = self.served.rfind(text);
+        let Some(at) = self.throughput.rfind(text) else {
             if served.is_some() {
                 self.still = None;
             }
@@ -215,10 +212,6 @@ impl<'a> Starts<'a> {
         }
         self.done.push(start);
     }
-}
-
-fn last_of(finder: &Finder<'_>, text: &[u8]) -> Option<usize> {
-    finder.find_iter(text).last()
 }
 
 #[cfg(test)]

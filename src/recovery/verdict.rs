@@ -152,8 +152,7 @@ impl Inquiry {
     pub fn of_log(&self) -> Verdict {
         let reading = lines::read(&self.findings);
         let outcome = outcome_of_log(&reading, &self.findings);
-        let found =
-            Found::new(&reading.cause, reading.confidence, reading.decisive.map(|finding| quote(finding)));
+        let found = Found::new(&reading.cause, reading.confidence, reading.decisive.map(quote));
         let cause = causes::of(&found.cause);
         let unready = reading.cause == HEALTHY && !self.has(lines::READY);
         let mut verdict = self.write(found, &reading, outcome);

@@ -2,7 +2,7 @@
 //! refuses, what to do. Nobody else's process is ever ended here.
 
 use super::{os, port, reap};
-use crate::config::{Plan, ServerKind};
+use crate::config::{Plan, Rhythm, ServerKind};
 use crate::event::{Check, Reading, ServerFacts, Severity};
 use crate::health::gpu::{GpuMemory, GpuSource};
 use crate::time::human;
@@ -47,6 +47,12 @@ pub async fn check(
         checks.push(model(&plan.server.model, &effective(plan, env)));
         checks.extend(gpus(plan, &facts, gpu).await);
     }
+    checks.extend(plan.profile.price().map(|price| match plan.profile.rhythm {
+        Rhythm::Budget => good("profile", price),
+        Rhythm::Full | Rhythm::Once => {
+            bad(Severity::Note, "profile", price, "--profile standard keeps within 5 % of the engine's time")
+        }
+    }));
     checks.push(disk(&plan.output));
     checks.push(shared_memory());
     checks.push(open_files());

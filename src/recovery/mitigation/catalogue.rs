@@ -171,10 +171,13 @@ fn less_gpu_memory(case: &Case<'_>, free: Option<f64>) -> Vec<Mitigation> {
     vec![change("lower-gpu-memory", FLAG, given, Some(format!("{wanted:.2}")), why)]
 }
 
-/// `(3.25/79.10 GiB)`: free and all.
+/// `(3.25/79.10 GiB)` of vLLM or `has 3.2 of 79.1 GiB free` of our preflight: free and all.
 fn free_share(text: &str) -> Option<f64> {
-    let (before, _) = text.split_once(" GiB)")?;
-    let (free, total) = before.rsplit_once('(')?.1.split_once('/')?;
+    let vllm = text.split_once(" GiB)").and_then(|(before, _)| before.rsplit_once('(')?.1.split_once('/'));
+    let ours = || {
+        text.split_once(" GiB free").and_then(|(before, _)| before.rsplit_once("has ")?.1.split_once(" of "))
+    };
+    let (free, total) = vllm.or_else(ours)?;
     let (free, total): (f64, f64) = (free.trim().parse().ok()?, total.trim().parse().ok()?);
     (total > 0.0).then(|| free / total)
 }

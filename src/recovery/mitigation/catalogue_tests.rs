@@ -56,6 +56,9 @@ fn of_leftover_memory_it_takes_what_is_free_or_waits() {
     let line = "ValueError: Free memory on device cuda:0 (61.25/79.10 GiB) on startup is less than desired GPU memory \
                 utilization (0.9, 71.19 GiB).";
     assert_eq!(of("leftover-gpu-memory", line, &[], 1), ["--gpu-memory-utilization 0.75"]);
+    let ours =
+        "GPU 0 (NVIDIA H100) has 61.3 of 79.1 GiB free, but vLLM wants 90 % of it; the rest is held by pid 7";
+    assert_eq!(of("leftover-gpu-memory", ours, &[], 1), ["--gpu-memory-utilization 0.75"]);
     let full = line.replace("61.25", "3.25");
     assert!(of("leftover-gpu-memory", &full, &[], 1).is_empty(), "waiting is better");
 }

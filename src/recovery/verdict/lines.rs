@@ -65,7 +65,7 @@ pub fn read(findings: &[Finding]) -> Reading<'_> {
 
 /// Whether the rule concludes more than its line says.
 pub fn is_guess(finding: &Finding) -> bool {
-    finding.rule == "worker-sigkill"
+    matches!(finding.rule.as_str(), "worker-sigkill" | "worker-sigbus")
 }
 
 fn knows(finding: &Finding) -> bool {
@@ -106,10 +106,12 @@ fn root<'a>(counts: &[&'a Finding], dead: bool) -> Option<&'a Finding> {
             && !(dead && finding.rule == "module-missing" && is_old_news(finding, counts))
     });
     // Who passes an exception on repeats it; whoever raised it may be read later, for several processes share the log. And
-    // the line of code that raises it is shown before it, with the message's gaps still open.
+    // the line of code that raises it is shown before it, without the words or with their gaps still open.
     let repeats = |finding: &&Finding| {
-        finding.text.contains("Worker failed with error '")
-            || finding.text.contains("raise ") && ["(f\"", "(f'"].iter().any(|f| finding.text.contains(f))
+        let code = finding.text.contains("raise ")
+            && (!finding.text.contains(['"', '\''])
+                || ["(f\"", "(f'"].iter().any(|f| finding.text.contains(f)));
+        code || finding.text.contains("Worker failed with error '")
     };
     let first = fatal
         .clone()
@@ -128,7 +130,8 @@ fn root<'a>(counts: &[&'a Finding], dead: bool) -> Option<&'a Finding> {
         return Some(gone);
     }
     // Of several lines of one cause the first that was not merely passed on.
-    all().filter(|f| f.cause == root.cause && f.gravity == root.gravity).find(|f| !repeats(f)).or(Some(root))
+    let own = || all().filter(|f| f.cause == root.cause && f.gravity == root.gravity && !repeats(f));
+    own().find(|f| !is_guess(f)).or_else(|| own().next()).or(Some(root))
 }
 
 /// A rank complains that its peer is gone, and that peer died without a word: the death explains the complaint.
@@ -225,7 +228,7 @@ fn by_exception<'a>(counts: &[&'a Finding], raised: &'a Finding) -> Reading<'a> 
     const TRACEBACK: u64 = 120;
     let before =
         |f: &&&Finding| f.rule.starts_with(FRAME) && f.line < raised.line && f.line + TRACEBACK > raised.line;
-    let hint = counts.iter().filter(before).next_back();
+    let hint = counts.iter().rfind(before);
     Reading {
         cause: hint.map_or(UNDETERMINED, |frame| frame.cause.as_str()).to_owned(),
         decisive: Some(raised),
@@ -244,14 +247,12 @@ fn uncaught<'a>(counts: &[&'a Finding]) -> Option<Reading<'a>> {
     (!ready && (starting || !served)).then(|| by_exception(counts, raised))
 }
 
-/// Printed by the interpreter and not by a logger, which puts its level and place before the text.
+/// Printed by the interpreter and not by a logger, which puts its level before the text. What stands before both (a process, a
+/// container, a time) says nothing.
 fn is_raw(text: &str) -> bool {
-    let text =
-        if text.starts_with('(') { text.split_once(") ").map_or(text, |(_, rest)| rest) } else { text };
-    text.split([' ', ':'])
-        .next()
-        .is_some_and(|word| word.contains("Err") || word.contains("Exc") || word.contains("Fail"))
-        && !text.starts_with("ERROR")
+    let levels = ["ERROR ", "ERROR:", "WARNING ", "INFO ", "CRITICAL ", "DEBUG "];
+    let head = text.char_indices().nth(120).map_or(text, |(at, _)| &text[..at]);
+    !levels.iter().any(|level| head.contains(level))
 }
 
 fn is_passed_on(finding: &Finding) -> bool {
@@ -289,7 +290,7 @@ fn harmless<'a>(counts: &[&'a Finding]) -> Reading<'a> {
         .iter()
         .filter(frightening)
         .rfind(|f| f.text.contains("ERROR"))
-        .or_else(|| counts.iter().filter(frightening).next_back())
+        .or_else(|| counts.iter().rfind(frightening))
         .copied();
     let confidence = if ready.is_some() { Confidence::Certain } else { Confidence::Weak };
     found(HEALTHY, worst.or(ready), confidence)
@@ -336,7 +337,11 @@ pub fn consequences<'a>(findings: &'a [Finding], decisive: Option<&Finding>) -> 
                 && !finding.rule.starts_with(FRAME)
             || finding.gravity >= Gravity::Suspect && causes::of(&finding.cause).name != UNDETERMINED
             || finding.rule == "process-group-leak";
-        if !follows || decisive.is_some_and(|d| d.line == finding.line) {
+        // What is normal while a server loads stays so when the server fails later.
+        let before = finding.gravity <= Gravity::Consequence
+            && finding.cause != Finding::ENGINE_DEAD
+            && decisive.is_some_and(|d| finding.line < d.line);
+        if !follows || before || decisive.is_some_and(|d| d.line == finding.line) {
             continue;
         }
         let text = same(&finding.text);

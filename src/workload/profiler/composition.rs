@@ -37,23 +37,16 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Whether a window belongs to the phase that counts. Where no window does, or nobody wrote phases down, all count.
-    pub fn counts(&self, place: Option<(u32, u32)>) -> bool {
-        let phase = |window: &WindowFacts| window.phase.clone();
-        let measured = |window: &WindowFacts| window.phase.as_deref() == Some(MEASURING);
-        match place.and_then(|place| self.windows.get(&place)).and_then(phase) {
-            Some(phase) if phase != MEASURING => !self.windows.values().any(measured),
-            _ => true,
-        }
+    /// Of one trace.
+    pub fn of(&self, place: Option<(u32, u32)>) -> Option<&WindowFacts> {
+        self.windows.get(&place?)
     }
+}
 
-    /// Seconds from the opening of the first window that counts to the end of the last.
-    pub fn observed_s(&self) -> Option<f64> {
-        let counting =
-            || self.windows.iter().filter(|(place, _)| self.counts(Some(**place))).map(|(_, window)| window);
-        let begin = counting().filter_map(|window| window.opened_s).min_by(f64::total_cmp)?;
-        let end = counting().filter_map(|window| window.closed_s).max_by(f64::total_cmp)?;
-        (end > begin).then_some(end - begin)
+impl WindowFacts {
+    /// Whether it was recorded while the benchmark measured, or nobody wrote down when.
+    pub fn is_measured(&self) -> bool {
+        self.phase.as_deref().is_none_or(|phase| phase == MEASURING)
     }
 }
 
@@ -72,8 +65,17 @@ struct Line {
 /// Reads `windows.jsonl`; what is torn, unknown or no line of a window is passed over.
 pub fn parse(index: &str) -> Facts {
     let mut facts = Facts::default();
-    for line in index.lines().filter_map(|line| serde_json::from_str::<Line>(line.trim()).ok()) {
-        let window = facts.windows.entry((line.rank, line.window)).or_default();
+    for line in index.lines() {
+        facts.push(line);
+    }
+    facts
+}
+
+impl Facts {
+    /// Takes one line of the index in.
+    pub fn push(&mut self, line: &str) {
+        let Ok(line) = serde_json::from_str::<Line>(line.trim()) else { return };
+        let window = self.windows.entry((line.rank, line.window)).or_default();
         window.first_step = line.first_step.or(window.first_step);
         window.last_step = line.last_step.or(window.last_step);
         window.batch = line.batch.or(window.batch.take());
@@ -84,7 +86,6 @@ pub fn parse(index: &str) -> Facts {
         }
         window.phase = line.phase.filter(|phase| !phase.is_empty()).or(window.phase.take());
     }
-    facts
 }
 
 /// A step and what it had to compute, where that is known.
@@ -140,7 +141,10 @@ mod tests {
     #[test]
     fn the_index_tells_steps_phase_and_time() {
         let facts = parse(INDEX);
-        assert_eq!(facts.observed_s(), Some(2.5));
+        assert_eq!(
+            (facts.windows[&(0, 0)].opened_s, facts.windows[&(1, 0)].closed_s),
+            (Some(3.0), Some(5.5))
+        );
         let window = &facts.windows[&(0, 0)];
         assert_eq!(
             (window.first_step, window.last_step, window.phase.as_deref()),
@@ -160,27 +164,11 @@ mod tests {
         };
         let unknown = StepKind::Unknown;
         assert_eq!(
-            kinds(facts.windows.get(&(0, 0))),
+            kinds(facts.of(Some((0, 0)))),
             [unknown, StepKind::Prefill, StepKind::Decode, unknown, unknown]
         );
-        assert_eq!(kinds(facts.windows.get(&(1, 0))), [unknown; 5]);
+        assert_eq!(kinds(facts.of(Some((1, 0)))), [unknown; 5]);
         assert_eq!(kinds(None), [unknown; 5]);
-    }
-
-    #[test]
-    fn where_something_was_measured_the_warm_up_does_not_count() {
-        let line = |window: u32, event: &str, t: f64, phase: &str| {
-            format!(r#"{{"event":"{event}","rank":0,"window":{window},"t":{t},"phase":"{phase}"}}"#) + "\n"
-        };
-        let warm = line(0, "opened", 1.0, "warm-up") + &line(0, "closed", 2.0, "warm-up");
-        let facts = parse(&warm);
-        assert!(facts.counts(Some((0, 0))) && facts.counts(None));
-        assert_eq!(facts.observed_s(), Some(1.0));
-        // Opened before the benchmark, closed within it.
-        let all = warm + &line(1, "opened", 5.0, "warm-up") + &line(1, "closed", 6.5, "measuring");
-        let facts = parse(&all);
-        assert_eq!([0, 1, 2].map(|window| facts.counts(Some((0, window)))), [false, true, true]);
-        assert_eq!(facts.observed_s(), Some(1.5));
     }
 
     proptest::proptest! {

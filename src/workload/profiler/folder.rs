@@ -65,11 +65,16 @@ pub struct Survey {
 pub fn survey(path: &Path, rows: usize) -> io::Result<Survey> {
     let (folder, names) = list(path)?;
     let facts = index(&folder)?;
-    let mut profile = Aggregate::new(facts.clone()).top(rows);
+    let mut profile = Aggregate::default().top(rows);
     let mut traces = Vec::new();
     for name in names {
-        let mut entry =
-            Entry { bytes: fs::metadata(folder.join(&name))?.len(), file: name, ..Entry::default() };
+        let bytes = match fs::metadata(folder.join(&name)) {
+            Ok(meta) => meta.len(),
+            // A run that goes on compresses its windows and removes the plain ones.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let mut entry = Entry { bytes, file: name, ..Entry::default() };
         if let Some((rank, window)) = parse_name(&entry.file) {
             (entry.rank, entry.window) = (Some(rank), Some(window));
         }
@@ -104,7 +109,7 @@ fn look(folder: &Path, entry: &mut Entry, facts: &Facts, profile: &mut Aggregate
     let found = analyser.finish();
     entry.rank = entry.rank.or_else(|| rank(&members));
     let place: Place = entry.window.and_then(|window| Some((entry.rank?, window)));
-    let known = place.and_then(|place| facts.windows.get(&place));
+    let known = facts.of(place);
     entry.phase = known.and_then(|window| window.phase.clone());
     let indexed = known.and_then(|window| window.last_step?.checked_sub(window.first_step?));
     entry.steps = Some(found.steps.len() as u64).filter(|steps| *steps > 0).or(indexed);
@@ -115,7 +120,7 @@ fn look(folder: &Path, entry: &mut Entry, facts: &Facts, profile: &mut Aggregate
     entry.seconds = seconds;
     entry.complete = true;
     if entry.made.is_none() {
-        profile.push(place, found);
+        profile.push(place, known, found);
     }
     true
 }
@@ -142,7 +147,9 @@ fn list(path: &Path) -> io::Result<(PathBuf, Vec<String>)> {
             names.insert(name);
         }
     }
-    let mut names: Vec<String> = names.into_iter().collect();
+    // Beside its plain form a compressed one is being written, or it is what torch left half done.
+    let twice = |name: &String| name.strip_suffix(".gz").is_some_and(|plain| names.contains(plain));
+    let mut names: Vec<String> = names.iter().filter(|name| !twice(name)).cloned().collect();
     names.sort_by_key(|name| {
         let place = parse_name(name).map(|(rank, window)| (window, rank));
         (place.is_none(), place, name.clone())
@@ -176,8 +183,7 @@ pub fn merge_window(folder: &Path, window: u32, out: Option<&Path>) -> Result<(P
     for name in names {
         let Some((rank, number)) = parse_name(&name) else { continue };
         windows.insert(number);
-        // While a window is being compressed it lies there twice.
-        if number == window && ranks.last().is_none_or(|(last, _)| *last != rank) {
+        if number == window {
             ranks.push((rank, name));
         }
     }

@@ -68,6 +68,20 @@ fn traces_of_any_name_are_found_and_other_json_is_not() {
 }
 
 #[test]
+fn a_window_that_is_being_compressed_counts_once() {
+    let whole = trace("x");
+    let dir = folder(&[
+        ("window-0002-rank0.pt.trace.json", whole.as_bytes()),
+        ("window-0002-rank0.pt.trace.json.gz", &packed(&whole)[..20]),
+        ("window-0002-rank1.pt.trace.json", whole.as_bytes()),
+    ]);
+    let found = survey(dir.path(), 15).unwrap();
+    assert_eq!(found.traces.len(), 2);
+    assert!(found.traces.iter().all(|entry| entry.complete));
+    assert_eq!(merge_window(dir.path(), 2, None).unwrap().1.parts, 2);
+}
+
+#[test]
 fn one_file_is_enough() {
     let dir = folder(&[("a.pt.trace.json", trace("x").as_bytes())]);
     assert_eq!(survey(&dir.path().join("a.pt.trace.json"), 15).unwrap().traces.len(), 1);

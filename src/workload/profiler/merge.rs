@@ -306,7 +306,9 @@ impl Writer<'_> {
             .map(|(pid, _)| pid)
             .collect();
         for pid in nameless {
-            let name = process_name(self.rank, "", Some(&pid.rem_euclid(BLOCK).into()));
+            let place = pid.rem_euclid(BLOCK);
+            let own = if place < BLOCK - NEGATIVES { place } else { place - BLOCK };
+            let name = process_name(self.rank, "", Some(&own.into()));
             let event = json!({"name": "process_name", "ph": "M", "ts": 0, "pid": pid, "tid": 0, "args": {"name": name}});
             if let Value::Object(event) = event {
                 self.write(event);

@@ -3,12 +3,12 @@
 //! Pure; memory depends on the number of names and steps, not on that of windows.
 
 use super::analyse::{Device, NameTime, OTHER, WindowProfile, cut, ratio};
-use super::composition::{Facts, KnownStep, WindowFacts, join};
+use super::composition::{KnownStep, WindowFacts, join};
 use crate::event::profile::{
     Gaps, GpuProfile, KernelShare, OperatorShare, ProfileSummary, Spread, StepGroup, StepKind,
 };
 use hdrhistogram::Histogram;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 /// Rows of a table.
 const TOP: usize = 15;
@@ -21,22 +21,96 @@ const MAX_STEPS: usize = 200_000;
 /// Notes of single windows are alike.
 const MAX_NOTES: usize = 5;
 
+/// Windows whose ranks may still come. Ranks close a window together, but engines that share no steps (data parallelism) drift.
+const OPEN_GROUPS: usize = 4;
+
 /// Rank and window of a trace, where they are known.
 pub type Place = Option<(u32, u32)>;
 
-/// See the module. Profiles of the same window are expected one after the other.
+/// One trace: where it belongs, what the index says of it, and what it shows.
+struct Member {
+    place: Place,
+    facts: WindowFacts,
+    profile: WindowProfile,
+}
+
+/// See the module. Takes traces as they come, so that it can be fed while a run goes on; the ranks of a window should come soon
+/// after each other.
 pub struct Aggregate {
     top: usize,
-    facts: Facts,
-    group: Vec<(Place, WindowProfile)>,
+    open: VecDeque<Vec<Member>>,
+    /// What was measured, and windows of which nobody wrote a phase down.
+    counted: Sums,
+    /// Windows of other phases. They count only if there are no others.
+    other: Sums,
+}
+
+impl Default for Aggregate {
+    fn default() -> Self {
+        Self { top: TOP, open: VecDeque::new(), counted: Sums::default(), other: Sums::default() }
+    }
+}
+
+impl Aggregate {
+    /// Rows of each table.
+    #[must_use]
+    pub fn top(mut self, rows: usize) -> Self {
+        self.top = rows;
+        self
+    }
+
+    /// Takes one trace in, and what the index says of it. One whose place is unknown is a window of its own.
+    pub fn push(&mut self, place: Place, facts: Option<&WindowFacts>, profile: WindowProfile) {
+        let member = Member { place, facts: facts.cloned().unwrap_or_default(), profile };
+        let window = |place: Place| place.map(|(_, window)| window);
+        let group = self.open.iter_mut().find(|group| {
+            // A rank that comes again is another recording, and so is each trace of unknown place.
+            group.iter().all(|other| window(other.place) == window(place) && other.place != place)
+        });
+        match group {
+            Some(group) => group.push(member),
+            None => self.open.push_back(vec![member]),
+        }
+        if self.open.len() > OPEN_GROUPS {
+            self.close_one();
+        }
+    }
+
+    fn close_one(&mut self) {
+        let Some(group) = self.open.pop_front() else { return };
+        // One rank's word is enough: all of them open on the same step.
+        let measured = group.iter().all(|member| member.facts.is_measured());
+        if measured { &mut self.counted } else { &mut self.other }.add(group);
+    }
+
+    /// After the last trace. None if there was none.
+    pub fn finish(mut self) -> Option<ProfileSummary> {
+        while !self.open.is_empty() {
+            self.close_one();
+        }
+        if self.counted.windows == 0 {
+            return self.other.finish(self.top);
+        }
+        if self.other.windows > 0 {
+            let windows = self.other.windows;
+            let few = if windows == 1 { "1 window" } else { &format!("{windows} windows") };
+            self.counted.notes.insert(0, format!("{few} outside of the measuring phase"));
+        }
+        self.counted.finish(self.top)
+    }
+}
+
+/// What is added up.
+#[derive(Default)]
+struct Sums {
     windows: u32,
-    /// Windows of another phase than the one that counts.
-    left_out: u32,
     ranks: BTreeSet<u32>,
     traces: u32,
     steps: u64,
     events: u64,
     recorded_ns: u64,
+    opened_s: Option<f64>,
+    closed_s: Option<f64>,
     kernels: Table,
     copies: Table,
     operators: Table,
@@ -47,78 +121,28 @@ pub struct Aggregate {
     notes: Vec<String>,
 }
 
-impl Aggregate {
-    /// `facts` is what the index says; empty for traces of other origin.
-    pub fn new(facts: Facts) -> Self {
-        Self {
-            top: TOP,
-            facts,
-            group: Vec::new(),
-            windows: 0,
-            left_out: 0,
-            ranks: BTreeSet::new(),
-            traces: 0,
-            steps: 0,
-            events: 0,
-            recorded_ns: 0,
-            kernels: Table::default(),
-            copies: Table::default(),
-            operators: Table::default(),
-            busy: Moments::default(),
-            busy_by_rank: BTreeMap::new(),
-            gaps: GapSum::default(),
-            known: BTreeMap::new(),
-            notes: Vec::new(),
-        }
-    }
-
-    /// Rows of each table.
-    #[must_use]
-    pub fn top(mut self, rows: usize) -> Self {
-        self.top = rows;
-        self
-    }
-
-    /// Takes one trace in. One whose place is unknown is a window of its own.
-    pub fn push(&mut self, place: Place, profile: WindowProfile) {
-        let same = match (self.group.last(), place) {
-            (Some((Some((_, before)), _)), Some((_, window))) => *before == window,
-            _ => false,
-        };
-        if !same {
-            self.flush();
-        }
-        self.group.push((place, profile));
-    }
-
-    fn flush(&mut self) {
-        let mut group = std::mem::take(&mut self.group);
-        if group.is_empty() {
-            return;
-        }
-        group.sort_by_key(|(place, _)| *place);
-        // One rank's word is enough: all of them open on the same step.
-        if !group.iter().all(|(place, _)| self.facts.counts(*place)) {
-            self.left_out += 1;
-            return;
-        }
+impl Sums {
+    /// The ranks of one window.
+    fn add(&mut self, mut group: Vec<Member>) {
+        group.sort_by_key(|member| member.place);
         self.windows += 1;
-        let most = |figure: fn(&WindowProfile) -> u64| group.iter().map(|(_, profile)| figure(profile)).max();
+        let most = |figure: fn(&WindowProfile) -> u64| group.iter().map(|m| figure(&m.profile)).max();
         self.steps += most(|profile| profile.steps.len() as u64).unwrap_or(0);
         let longest = most(|profile| profile.span_ns.unwrap_or(0)).unwrap_or(0);
         self.recorded_ns = self.recorded_ns.saturating_add(longest);
-        let busy: Vec<f64> = group.iter().filter_map(|(_, profile)| profile.busy_share()).collect();
+        let busy: Vec<f64> = group.iter().filter_map(|member| member.profile.busy_share()).collect();
         if let Some(mean) = mean(&busy) {
             self.busy.add(mean);
         }
         self.shares(&group);
-        if let Some((place, profile)) = group.iter().find(|(_, profile)| !profile.steps.is_empty()) {
-            let facts = place.and_then(|place| self.facts.windows.get(&place));
-            add_steps(&mut self.known, profile, facts);
+        if let Some(member) = group.iter().find(|member| !member.profile.steps.is_empty()) {
+            add_steps(&mut self.known, &member.profile, &member.facts);
         }
-        for (place, profile) in group {
+        for Member { place, facts, profile } in group {
             self.traces += 1;
             self.events += profile.events;
+            self.opened_s = pick(self.opened_s, facts.opened_s, f64::min);
+            self.closed_s = pick(self.closed_s, facts.closed_s, f64::max);
             if let Some((rank, _)) = place {
                 self.ranks.insert(rank);
                 if let Some(share) = profile.busy_share() {
@@ -137,9 +161,9 @@ impl Aggregate {
     }
 
     /// Adds the group's times to the tables, and its shares as one window's.
-    fn shares(&mut self, group: &[(Place, WindowProfile)]) {
+    fn shares(&mut self, group: &[Member]) {
         let gpu: Vec<&WindowProfile> =
-            group.iter().map(|(_, profile)| profile).filter(|profile| profile.gpu_ns() > 0).collect();
+            group.iter().map(|member| &member.profile).filter(|profile| profile.gpu_ns() > 0).collect();
         for (table, rows) in [
             (&mut self.kernels, (|p| &p.kernel_times) as fn(&WindowProfile) -> &Vec<NameTime>),
             (&mut self.copies, |p| &p.copies),
@@ -162,7 +186,7 @@ impl Aggregate {
         }
         let hosts: Vec<(&WindowProfile, u64)> = group
             .iter()
-            .filter_map(|(_, p)| p.self_ns().filter(|sum| *sum > 0).map(|sum| (p, sum)))
+            .filter_map(|m| m.profile.self_ns().filter(|sum| *sum > 0).map(|sum| (&m.profile, sum)))
             .collect();
         for (profile, sum) in &hosts {
             for row in &profile.operators {
@@ -175,12 +199,11 @@ impl Aggregate {
         }
     }
 
-    /// After the last trace. None if there was none.
-    pub fn finish(mut self) -> Option<ProfileSummary> {
-        self.flush();
+    fn finish(self, top: usize) -> Option<ProfileSummary> {
         if self.windows == 0 {
             return None;
         }
+        let observed = self.opened_s.zip(self.closed_s).map(|(begin, end)| end - begin);
         let gpu = (self.kernels.windows > 0).then(|| GpuProfile {
             busy: self.busy.spread(),
             busy_by_rank: if self.busy_by_rank.len() < 2 {
@@ -193,11 +216,7 @@ impl Aggregate {
             copy_s: seconds(self.copies.total_ns()),
             distinct_kernels: self.kernels.rows.len() as u64,
         });
-        if self.left_out > 0 {
-            let few = if self.left_out == 1 { "1 window" } else { &format!("{} windows", self.left_out) };
-            self.notes.insert(0, format!("{few} outside of the measuring phase"));
-        }
-        let by_total = self.operators.top(self.top, |row| row.total_ns);
+        let by_total = self.operators.top(top, |row| row.total_ns);
         Some(ProfileSummary {
             windows: self.windows,
             ranks: u32::try_from(self.ranks.len()).ok().filter(|ranks| *ranks > 0),
@@ -205,16 +224,21 @@ impl Aggregate {
             steps: self.steps,
             events: self.events,
             recorded_s: seconds(self.recorded_ns),
-            observed_s: self.facts.observed_s().map(round),
+            observed_s: observed.filter(|seconds| *seconds > 0.0).map(round),
             gpu,
-            kernels: self.kernels.top(self.top, |row| row.total_ns).into_iter().map(Into::into).collect(),
-            copies: self.copies.top(self.top, |row| row.total_ns).into_iter().map(Into::into).collect(),
-            operators: self.operators.top(self.top, |row| row.self_ns),
+            kernels: self.kernels.top(top, |row| row.total_ns).into_iter().map(Into::into).collect(),
+            copies: self.copies.top(top, |row| row.total_ns).into_iter().map(Into::into).collect(),
+            operators: self.operators.top(top, |row| row.self_ns),
             operators_by_total: by_total,
             step_groups: self.known.into_iter().map(|(kind, sum)| sum.finish(kind)).collect(),
             notes: self.notes,
         })
     }
+}
+
+/// Of two that may not be there, the one that `choose` takes.
+fn pick(a: Option<f64>, b: Option<f64>, choose: fn(f64, f64) -> f64) -> Option<f64> {
+    a.zip(b).map(|(a, b)| choose(a, b)).or(a).or(b)
 }
 
 fn mean(list: &[f64]) -> Option<f64> {
@@ -432,9 +456,9 @@ struct StepSum {
     batch: [(u64, u64); 3],
 }
 
-fn add_steps(known: &mut BTreeMap<StepKind, StepSum>, profile: &WindowProfile, facts: Option<&WindowFacts>) {
+fn add_steps(known: &mut BTreeMap<StepKind, StepSum>, profile: &WindowProfile, facts: &WindowFacts) {
     let mut kinds: BTreeSet<StepKind> = BTreeSet::new();
-    for step in join(&profile.steps, facts) {
+    for step in join(&profile.steps, Some(facts)) {
         let KnownStep { step: times, batch } = step;
         let kind = step.kind();
         let sum = known.entry(kind).or_default();

@@ -1,6 +1,6 @@
 use super::*;
 use crate::workload::profiler::analyse::{OperatorTime, Step};
-use crate::workload::profiler::composition;
+use crate::workload::profiler::composition::{self, Facts};
 
 fn row(name: &str, count: u64, total_ns: u64) -> NameTime {
     NameTime { name: name.to_owned(), count, total_ns }
@@ -36,9 +36,9 @@ fn step(number: u64, wall_ns: u64, gpu_ns: u64) -> Step {
 }
 
 fn of(list: Vec<(Place, WindowProfile)>, facts: Facts) -> ProfileSummary {
-    let mut aggregate = Aggregate::new(facts);
+    let mut aggregate = Aggregate::default();
     for (place, profile) in list {
-        aggregate.push(place, profile);
+        aggregate.push(place, facts.of(place), profile);
     }
     aggregate.finish().unwrap()
 }
@@ -87,13 +87,29 @@ fn ranks_of_a_window_are_one_window() {
 }
 
 #[test]
-fn the_warm_up_is_left_out_and_that_is_told() {
-    let index = r#"{"event":"closed","rank":0,"t":1,"window":0,"phase":"warm-up"}
-{"event":"closed","rank":0,"t":1,"window":1,"phase":"measuring"}"#;
-    let list = vec![(Some((0, 0)), window(50, 50)), (Some((0, 1)), window(75, 25))];
+fn the_warm_up_counts_only_where_nothing_was_measured_and_that_is_told() {
+    let index = r#"{"event":"opened","rank":0,"t":1,"window":0,"phase":"warm-up"}
+{"event":"closed","rank":0,"t":2,"window":0,"phase":"warm-up"}
+{"event":"opened","rank":0,"t":5,"window":1,"phase":"warm-up"}
+{"event":"closed","rank":0,"t":6.5,"window":1,"phase":"measuring"}
+{"event":"opened","rank":0,"t":8,"window":2,"phase":"measuring"}
+{"event":"closed","rank":0,"t":9.5,"window":2,"phase":"measuring"}"#;
+    let warm = (Some((0, 0)), window(50, 50));
+    let list = vec![warm.clone(), (Some((0, 1)), window(75, 25)), (Some((0, 2)), window(75, 25))];
     let summary = of(list, composition::parse(index));
-    assert_eq!((summary.windows, summary.kernels[0].share.mean), (1, 0.75));
+    assert_eq!((summary.windows, summary.kernels[0].share.mean, summary.observed_s), (2, 0.75, Some(4.5)));
     assert_eq!(summary.notes, ["1 window outside of the measuring phase"]);
+    let summary = of(vec![warm], composition::parse(index));
+    assert_eq!((summary.windows, summary.observed_s, summary.notes.len()), (1, Some(1.0), 0));
+}
+
+#[test]
+fn ranks_that_drift_are_still_one_window() {
+    // As data parallel engines close their windows; the last comes far too late and stands alone.
+    let places = [(0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (0, 3), (0, 4), (0, 5), (1, 2), (1, 0)];
+    let list = places.map(|place| (Some(place), window(50, 50))).to_vec();
+    let summary = of(list, Facts::default());
+    assert_eq!((summary.traces, summary.windows, summary.ranks), (10, 7, Some(2)));
 }
 
 #[test]
@@ -152,7 +168,7 @@ fn a_cpu_has_no_gpu_section_and_no_kernels() {
 
 #[test]
 fn no_trace_gives_no_summary() {
-    assert_eq!(Aggregate::new(Facts::default()).finish(), None);
+    assert_eq!(Aggregate::default().finish(), None);
 }
 
 #[test]

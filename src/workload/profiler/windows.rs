@@ -4,7 +4,7 @@
 //! What cannot be read to its end is left exactly as it lies and named: the salvage may still make something of it.
 
 use super::analyse::{Analyser, WindowProfile};
-use super::composition;
+use super::composition::{self, Facts};
 use super::merge::MERGED;
 use super::read::read;
 use super::summary::Aggregate;
@@ -16,7 +16,7 @@ use flate2::bufread::MultiGzDecoder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Name of the index inside the trace folder.
 pub const INDEX: &str = "windows.jsonl";
@@ -131,6 +131,8 @@ pub struct Collected {
     pub problems: Vec<String>,
     /// What the complete traces show together; none without any.
     pub profile: Option<ProfileSummary>,
+    /// The text of the workers' index.
+    pub index: String,
 }
 
 /// Checks, counts and compresses the windows in `traces`; returns the complete ones and, in words, everything else. Can be
@@ -142,55 +144,103 @@ pub fn collect(traces: &Path) -> (Vec<Trace>, Vec<String>) {
 
 /// As [`collect`], and says what the windows show: the same pass over each file yields both.
 pub fn collect_and_profile(traces: &Path) -> Collected {
-    let mut problems = Vec::new();
-    let index = match fs::read(traces.join(INDEX)) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(error) => {
-            if error.kind() != io::ErrorKind::NotFound {
-                problems.push(format!("cannot read {INDEX}: {error}"));
-            }
-            String::new()
-        }
-    };
-    let mut found = Found { list: Vec::new(), profile: Aggregate::new(composition::parse(&index)) };
-    let index = parse_index(&index);
-    let names = match list(traces) {
-        Ok(names) => names,
-        Err(error) => {
-            problems.push(format!("cannot list {}: {error}", traces.display()));
-            return Collected { problems, ..Collected::default() };
-        }
-    };
-    for name in &names {
-        if name.ends_with(PLAIN) && !name.starts_with('.') {
-            collect_plain(traces, name, &mut found, &mut problems);
-        } else if name.ends_with(SALVAGED) || name.ends_with(MERGED) {
-            // Made from others.
-        } else if name.ends_with(PACKED) && !name.starts_with('.') {
-            let plain = name.trim_end_matches(".gz");
-            // Beside its plain form it is about to be written again, or it is what torch left half done.
-            if !names.contains(plain) {
-                collect_packed(traces, name, &mut found, &mut problems);
-            }
-        } else if is_ours_to_redo(name, &names) {
-            // An earlier collection was interrupted; this one writes the file anew.
-        } else if name.ends_with(".part") || name.ends_with(".tmp") {
-            let size = fs::metadata(traces.join(name)).map_or(0, |meta| meta.len());
-            problems.push(format!("{name}: {size} bytes of a file whose writer was stopped; left as it is"));
-        }
-    }
-    let Found { list: mut traces, profile } = found;
-    for trace in &mut traces {
-        annotate(trace, &index);
-    }
-    traces.sort_by(|a, b| (a.window, a.rank, &a.file).cmp(&(b.window, b.rank, &b.file)));
-    report_fates(&index, &names, &mut problems);
-    Collected { traces, problems, profile: profile.finish() }
+    Gatherer::new(traces).finish()
 }
 
-/// The complete traces so far and what they show. The files come sorted by name: the ranks of a window follow each other.
+/// Takes windows as they are finished, so that a night of them is neither kept in plain form nor read at its end.
+pub struct Gatherer {
+    traces: PathBuf,
+    found: Found,
+    /// Files that were taken, under the names that the workers gave them.
+    taken: BTreeSet<String>,
+    problems: Vec<String>,
+}
+
+impl Gatherer {
+    /// Nothing is read yet.
+    pub fn new(traces: &Path) -> Self {
+        Self {
+            traces: traces.to_owned(),
+            found: Found::default(),
+            taken: BTreeSet::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// Takes a line of the index. The window that it calls closed is checked, counted and compressed; one that cannot be is left
+    /// to [`Self::finish`].
+    pub fn hear(&mut self, line: &str) {
+        self.found.facts.push(line);
+        if let Some(WindowLine { what: WindowEvent::Closed { file, .. }, .. }) = parse_line(line)
+            && parse_name(&file).is_some()
+            && !self.taken.contains(&file)
+        {
+            let mut told = Vec::new();
+            if collect_plain(&self.traces, &file, &mut self.found, &mut told) {
+                self.taken.insert(file);
+                self.problems.append(&mut told);
+            }
+        }
+    }
+
+    /// Takes everything else in the folder, and says what there is.
+    pub fn finish(mut self) -> Collected {
+        let (traces, mut problems) = (self.traces.as_path(), self.problems);
+        let text = match fs::read(traces.join(INDEX)) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    problems.push(format!("cannot read {INDEX}: {error}"));
+                }
+                String::new()
+            }
+        };
+        self.found.facts = composition::parse(&text);
+        let index = parse_index(&text);
+        let names = match list(traces) {
+            Ok(names) => names,
+            Err(error) => {
+                problems.push(format!("cannot list {}: {error}", traces.display()));
+                return Collected { problems, ..Collected::default() };
+            }
+        };
+        let found = &mut self.found;
+        for name in &names {
+            if self.taken.contains(name.trim_end_matches(".gz")) {
+                // Done while the run went on.
+            } else if name.ends_with(PLAIN) && !name.starts_with('.') {
+                collect_plain(traces, name, found, &mut problems);
+            } else if name.ends_with(SALVAGED) || name.ends_with(MERGED) {
+                // Made from others.
+            } else if name.ends_with(PACKED) && !name.starts_with('.') {
+                let plain = name.trim_end_matches(".gz");
+                // Beside its plain form it is about to be written again, or it is what torch left half done.
+                if !names.contains(plain) {
+                    collect_packed(traces, name, found, &mut problems);
+                }
+            } else if is_ours_to_redo(name, &names) {
+                // An earlier collection was interrupted; this one writes the file anew.
+            } else if name.ends_with(".part") || name.ends_with(".tmp") {
+                let size = fs::metadata(traces.join(name)).map_or(0, |meta| meta.len());
+                problems
+                    .push(format!("{name}: {size} bytes of a file whose writer was stopped; left as it is"));
+            }
+        }
+        let Found { list: mut traces, profile, .. } = self.found;
+        for trace in &mut traces {
+            annotate(trace, &index);
+        }
+        traces.sort_by(|a, b| (a.window, a.rank, &a.file).cmp(&(b.window, b.rank, &b.file)));
+        report_fates(&index, &names, &mut problems);
+        Collected { traces, problems, profile: profile.finish(), index: text }
+    }
+}
+
+/// The complete traces so far, what the index says of them and what they show.
+#[derive(Default)]
 struct Found {
     list: Vec<Trace>,
+    facts: Facts,
     profile: Aggregate,
 }
 
@@ -208,7 +258,7 @@ impl Found {
             file,
         });
         let place = self.list.last().and_then(|trace| parse_name(&trace.file));
-        self.profile.push(place, counted.profile);
+        self.profile.push(place, self.facts.of(place), counted.profile);
     }
 }
 
@@ -250,7 +300,8 @@ fn report_fates(index: &Index, names: &BTreeSet<String>, problems: &mut Vec<Stri
     }
 }
 
-fn collect_plain(traces: &Path, name: &str, found: &mut Found, problems: &mut Vec<String>) {
+/// False if it is not a complete trace.
+fn collect_plain(traces: &Path, name: &str, found: &mut Found, problems: &mut Vec<String>) -> bool {
     let plain = traces.join(name);
     let packed = format!("{name}.gz");
     let unfinished = traces.join(format!(".{packed}.tmp"));
@@ -258,7 +309,7 @@ fn collect_plain(traces: &Path, name: &str, found: &mut Found, problems: &mut Ve
         Ok(both) => both,
         Err(error) => {
             problems.push(format!("{name}: cannot be read: {error}; left as it is"));
-            return;
+            return false;
         }
     };
     let counted = match read {
@@ -266,7 +317,7 @@ fn collect_plain(traces: &Path, name: &str, found: &mut Found, problems: &mut Ve
         Err(error) => {
             discard(&unfinished, problems);
             problems.push(format!("{name}: not a complete trace ({error}); left as it is"));
-            return;
+            return false;
         }
     };
     let moved = compressed.and_then(|bytes| {
@@ -289,6 +340,7 @@ fn collect_plain(traces: &Path, name: &str, found: &mut Found, problems: &mut Ve
             found.push(counted, name.to_owned(), bytes);
         }
     }
+    true
 }
 
 fn discard(unfinished: &Path, problems: &mut Vec<String>) {
