@@ -384,6 +384,16 @@ fn the_story_has_three_sentences_and_there_is_always_something_to_do() {
 }
 
 #[test]
+fn traces_that_nobody_checked_are_not_said_to_be_missing() {
+    for render in [html::render, markdown::render] {
+        let shown = text_of(&killed(), render);
+        assert!(shown.contains("Nobody has checked them yet: 2 windows were closed"), "{shown}");
+        assert!(shown.contains("varcas-guard salvage attempt-1/traces --check"));
+        assert!(text_of(&hopeless(), render).contains("There is no complete one."));
+    }
+}
+
+#[test]
 fn secrets_stay_out_of_what_people_pass_on() {
     for render in [html::render, markdown::render, text::render] {
         let shown = text_of(&full(), render);

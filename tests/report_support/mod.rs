@@ -417,6 +417,7 @@ pub(crate) fn killed() -> Story {
     for n in 0..30 {
         story.second(n, 0);
     }
+    story.profile(0).profile(1);
     story.say(EventKind::GuardDied {
         killed: vec![proc(10), proc(11)],
         leftovers: vec![Leftover::GpuMemory { gpu: 0, bytes: 3_000_000_000 }],

@@ -230,7 +230,7 @@ fn workloads(out: &mut String, bench: &BenchSummary) -> std::fmt::Result {
 fn traces(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "## Profiler traces\n")?;
     if report.traces.is_empty() {
-        writeln!(out, "No complete ones.\n")?;
+        writeln!(out, "{}\n", story::no_traces(report))?;
         return saved(out, report);
     }
     let kernels: u64 = report.traces.iter().map(|trace| trace.kernels).sum();

@@ -89,6 +89,11 @@ impl Report {
         self.outcome == INTERRUPTED
     }
 
+    /// Whether nobody came to the end of it, dead or alive.
+    pub fn is_unfinished(&self) -> bool {
+        self.exit_code.is_none()
+    }
+
     /// Somebody looked, and the guard is alive.
     pub fn still_running(&mut self) {
         self.outcome = "running".to_owned();

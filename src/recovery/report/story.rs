@@ -290,6 +290,19 @@ fn became(report: &Report) -> String {
     sentence(&text)
 }
 
+/// Why there are no traces to list, in a sentence.
+pub fn no_traces(report: &Report) -> String {
+    let attempt = report.attempts.iter().find(|attempt| Some(attempt.number) == report.counts);
+    match attempt.filter(|attempt| attempt.windows.closed > 0 && report.is_unfinished()) {
+        Some(attempt) => format!(
+            "Nobody has checked them yet: {} windows were closed, and their files lie in `attempt-{}/traces`.",
+            count(attempt.windows.closed.into()),
+            attempt.number
+        ),
+        None => "There is no complete one.".to_owned(),
+    }
+}
+
 /// An attempt's failure in a few words.
 pub fn short(attempt: &Attempt) -> String {
     match (&attempt.verdict, &attempt.ending) {
@@ -324,6 +337,12 @@ fn to_do(report: &Report) -> Vec<String> {
         }
         "interrupted" => {
             out.push("Run `varcas-guard reap`, which ends what a dead guard may have left.".to_owned());
+            if let Some(attempt) = subject.filter(|attempt| attempt.windows.closed > 0) {
+                let number = attempt.number;
+                out.push(format!(
+                    "Run `varcas-guard salvage attempt-{number}/traces --check` in the run folder: nobody has checked the traces."
+                ));
+            }
             out.push("Find out who killed varcas-guard (a scheduler's limit, the kernel for want of memory, a reboot), then start it again.".to_owned());
         }
         "stopped" => out.push("Start it again when it suits; what was measured so far is kept.".to_owned()),

@@ -207,9 +207,11 @@ fn files(attempt: &Attempt) -> Markup {
                 ", " (file_link(&format!("attempt-{number}/benchmark_output.log"), "benchmark_output.log"))
                 ", " (file_link(&format!("attempt-{number}/benchmark.json"), "benchmark.json"))
                 ", " (file_link(&format!("attempt-{number}/requests.jsonl"), "requests.jsonl"))
+            } @else if attempt.phases.iter().any(|span| span.phase == Phase::Measuring) {
+                ", " (file_link(&format!("attempt-{number}/requests.jsonl"), "requests.jsonl"))
             }
             @if !attempt.evidence.is_empty() { ", " (file_link(&format!("attempt-{number}/evidence"), "evidence/")) }
-            @if !attempt.traces.is_empty() { ", " (file_link(&format!("attempt-{number}/traces"), "traces/")) }
+            @if !attempt.traces.is_empty() || attempt.windows.closed > 0 { ", " (file_link(&format!("attempt-{number}/traces"), "traces/")) }
         }
     }
 }

@@ -1,8 +1,9 @@
 //! What was brought home: the benchmark and the traces.
 
-use super::{file_link, incomplete, more, profile, section, verdict::list};
+use super::{file_link, incomplete, more, profile, section, ticked, verdict::list};
 use crate::event::{BenchSummary, Latency, SavedTrace, Trace, WorkloadSummary};
 use crate::recovery::report::model::Report;
+use crate::recovery::report::story;
 use crate::recovery::report::units::{bytes, count, figure};
 use crate::time::human;
 use maud::{Markup, html};
@@ -104,7 +105,7 @@ pub(super) fn traces(report: &Report) -> Markup {
         "Profiler traces",
         html! {
             @match (report.traces.as_slice(), report.counts) {
-                ([], _) => p { "There is no complete one." },
+                ([], _) => p { (ticked(&story::no_traces(report))) },
                 (traces, number) => {
                     p {
                         (count(traces.len() as u64)) " windows. Open one in chrome://tracing or "
