@@ -16,6 +16,11 @@
 //! `main -> cli -> supervisor, recovery, workload, health, console`; these five use [`event`], [`time`], [`config`] and
 //! [`error`]. `recovery`, `health`, `workload` and `console` never use `supervisor` or each other: what one needs of
 //! another arrives as an event. `tests/architecture.rs` holds this.
+//!
+//! The machine also asks two pure rooms for their judgement: [`health::assess`] whether the server lives, and
+//! [`recovery::verdict`] and [`recovery::policy`] what a failed attempt failed of and what follows. They are called in
+//! its step and not behind an action, so that verdict, changed settings and decision are conclusions: a replay reaches
+//! them again from the facts alone.
 
 /// The subcommands.
 pub mod cli;
