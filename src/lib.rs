@@ -17,6 +17,11 @@
 //! [`error`] and [`gz`] (salvage and windows both compress, and neither may use the other). `recovery`, `health`,
 //! `workload` and `console` never use `supervisor` or each other: what one needs of another arrives as an event.
 //! `tests/architecture.rs` holds this.
+//!
+//! The machine also asks two pure rooms for their judgement: [`health::assess`] whether the server lives, and
+//! [`recovery::verdict`] and [`recovery::policy`] what a failed attempt failed of and what follows. They are called in
+//! its step and not behind an action, so that verdict, changed settings and decision are conclusions: a replay reaches
+//! them again from the facts alone.
 
 /// The subcommands.
 pub mod cli;

@@ -21,6 +21,7 @@ export VARCAS_PROVOKED=$$ HF_HUB_OFFLINE=1 VLLM_USE_FLASHINFER_SAMPLER=0 VLLM_NO
 # Another script of this kind beside this one names a PORT of its own.
 port=${PORT:-$((20000 + $$ % 20000))}
 site=$(python3 -c 'import importlib.util, os; print(os.path.dirname(os.path.dirname(importlib.util.find_spec("vllm").origin)))')
+prefix=$(python3 -c 'import sys; print(sys.prefix)')
 host=$(hostname)
 
 ours() { # pids of everything marked, but not this script
@@ -98,7 +99,8 @@ ended() { # NAME SECONDS
 keep() { # NAME
     [ -f "$work/$1.raw" ] || return
     grep -v 'Route: /' "$work/$1.raw" | sed -e "s#$site#/opt/venv/lib/python3.12/site-packages#g" -e "s#$work/hooks#/srv/hooks#g" \
-        -e "s#$work/[a-z-]*\.tmp#/tmp/private#g" -e "s#$model#/srv/vllm/big#g" -e "s#\b$host\b#host#g" \
+        -e "s#$work/[a-z-]*\.tmp#/tmp/private#g" -e "s#$model#/srv/vllm/big#g" -e "s#$work/#/srv/vllm/#g" \
+        -e "s#$prefix#/opt/venv#g" -e "s#\b$host\b#host#g" \
         -e 's#/root/#/home/user/#g' \
         -e 's#\b\(10\|172\|192\|100\)\.[0-9]\{1,3\}\.[0-9]\{1,3\}\.[0-9]\{1,3\}\b#192.0.2.1#g' >"$work/$1.clean"
     if [ "$(stat -c %s "$work/$1.clean")" -gt 190000 ]; then
@@ -115,6 +117,9 @@ first=""
 if wanted no-gpu; then start no-gpu "" $eager; first+=" no-gpu"; fi
 if wanted kv-cache-too-small; then start kv-cache-too-small "" $eager --gpu-memory-utilization 0.03; first+=" kv-cache-too-small"; fi
 if wanted cuda-oom-at-load; then start cuda-oom-at-load oom-at-load $eager --gpu-memory-utilization 0.12; first+=" cuda-oom-at-load"; fi
+if wanted wrong-backend; then
+    start wrong-backend "" $eager --attention-backend FLASHMLA --gpu-memory-utilization 0.1; first+=" wrong-backend"
+fi
 if wanted unsupported-dtype; then
     cp -r "$model" "$work/awq"
     python3 - "$work/awq/config.json" <<'PY'
@@ -133,7 +138,11 @@ sweep
 second=""
 for pair in cuda-oom-under-load:cuda-oom device-assert:device-assert illegal-access:illegal-access engine-killed:; do
     name=${pair%%:*}
-    if wanted "$name"; then start "$name" "${pair#*:}" $eager --gpu-memory-utilization 0.12; second+=" $name"; fi
+    # A cache of a given size: what the others of the group take meanwhile would be counted as this one's.
+    if wanted "$name"; then
+        start "$name" "${pair#*:}" $eager --gpu-memory-utilization 0.12 --kv-cache-memory-bytes 1073741824
+        second+=" $name"
+    fi
 done
 for name in $second; do ready "$name" 180 && load "$name"; done
 if [[ " $second " == *" engine-killed "* ]]; then
@@ -156,7 +165,7 @@ third=""
 if wanted long-context; then
     cp -r "$model" "$work/long"
     sed -i 's/"max_position_embeddings": *[0-9]*/"max_position_embeddings": 1000000/' "$work/long/config.json"
-    start long-context "" --enforce-eager --model "$work/long" --gpu-memory-utilization 0.1; third+=" long-context"
+    start long-context "" --enforce-eager --model "$work/long" --gpu-memory-utilization 0.1 --kv-cache-memory-bytes 1073741824; third+=" long-context"
 fi
 if wanted graph-capture; then start graph-capture capture --max-model-len 2048 --gpu-memory-utilization 0.15; third+=" graph-capture"; fi
 if wanted leftover-memory; then

@@ -244,11 +244,12 @@ fn of_run(root: &Path, rules: &Rules) -> Result<Diagnosis, Failure> {
 fn of_attempt(events: &[&Event], log: &Path, rules: &Rules) -> (Verdict, Vec<Finding>) {
     let mut inquiry = Inquiry::default();
     let mut phase = Phase::Preflight;
-    let (mut ending, mut judged) = (None, None);
+    let (mut ending, mut closed, mut judged) = (None, false, None);
     for event in events {
         match &event.kind {
             EventKind::PhaseEntered { phase: entered, .. } => phase = *entered,
-            EventKind::AttemptEnding(seen) | EventKind::AttemptEnded(seen) => ending = Some(seen.clone()),
+            EventKind::AttemptEnding(seen) => ending = Some(seen.clone()),
+            EventKind::AttemptEnded(seen) => (ending, closed) = (Some(seen.clone()), true),
             EventKind::Judged { verdict } => judged = Some((**verdict).clone()),
             _ => {}
         }
@@ -257,33 +258,40 @@ fn of_attempt(events: &[&Event], log: &Path, rules: &Rules) -> (Verdict, Vec<Fin
     if let Some(verdict) = judged {
         return (verdict, inquiry.findings().to_vec());
     }
-    if let Some(Ending { outcome: Outcome::Success | Outcome::Stopped, reason, .. }) = &ending {
-        let mut verdict = Inquiry::default().of_log();
-        verdict.explanation.clone_from(reason);
-        verdict.confidence = Confidence::Certain;
-        verdict.missing.clear();
-        return (verdict, Vec::new());
-    }
-    // The journal is torn, perhaps between an ending and its verdict: what it has not seen stands in the log.
+    // The journal is torn: what it has not seen stands in the log.
     let seen = inquiry.findings().last().map_or(0, |finding| finding.line);
-    let last = File::open(log).ok().and_then(|mut file| {
-        let mut starts = Starts::new(rules);
+    let unseen = if closed { Vec::new() } else { last_start(log, rules) };
+    for finding in unseen.into_iter().filter(|finding| finding.line > seen) {
+        inquiry.hear(phase, &EventKind::Finding(finding));
+    }
+    let mut verdict = match ending {
+        Some(Ending { outcome: Outcome::Success | Outcome::Stopped, reason, .. }) => {
+            let mut verdict = Inquiry::default().of_log();
+            (verdict.explanation, verdict.confidence) = (reason, Confidence::Certain);
+            verdict.missing.clear();
+            verdict
+        }
+        Some(ending) => inquiry.verdict(&ending),
+        None => inquiry.of_log(),
+    };
+    if !closed {
+        verdict.missing.push("the end of the journal: varcas-guard itself was killed".to_owned());
+    }
+    (verdict, inquiry.findings().to_vec())
+}
+
+fn last_start(log: &Path, rules: &Rules) -> Vec<Finding> {
+    let mut starts = Starts::new(rules);
+    let read = File::open(log).and_then(|mut file| {
         pieces(&mut file, |piece| {
             starts.push(piece);
             Ok(())
         })
-        .ok()?;
-        starts.finish().pop()
     });
-    for finding in last.into_iter().flat_map(|start| start.findings).filter(|f| f.line > seen) {
-        inquiry.hear(phase, &EventKind::Finding(finding));
+    if read.is_err() {
+        return Vec::new();
     }
-    let mut verdict = match &ending {
-        Some(ending) => inquiry.verdict(ending),
-        None => inquiry.of_log(),
-    };
-    verdict.missing.push("the end of the journal: varcas-guard itself was killed".to_owned());
-    (verdict, inquiry.findings().to_vec())
+    starts.finish().pop().map(|start| start.findings).unwrap_or_default()
 }
 
 /// The words for outcomes that people use of logs.

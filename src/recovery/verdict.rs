@@ -211,9 +211,12 @@ impl Inquiry {
         if let Some(clue) = inferred {
             return Found::new(&clue.cause, Confidence::Likely, Some(told(clue)));
         }
-        let known = ![HEALTHY, GRACEFUL, UNDETERMINED].contains(&log.cause.as_str());
-        let failed = causes::of(&log.cause).outcome != Outcome::Success;
-        if known && failed && (log.dead || ending.outcome != Outcome::Degraded) && log.cause != KILLED {
+        // A line that only makes suspicious explains a death, and nothing if nobody died.
+        let died = log.dead || self.unprovoked().next().is_some();
+        let known = causes::of(&log.cause).outcome != Outcome::Success
+            && ![UNDETERMINED, KILLED].contains(&log.cause.as_str())
+            && !lines::is_beside(&log.cause);
+        if known && died {
             return by_log(log.confidence);
         }
         if let Some(found) = self.by_words(ending) {
@@ -322,7 +325,7 @@ impl Inquiry {
             return Found::new("request-too-long", Confidence::Certain, Some(quote(line)));
         }
         let known = causes::of(&log.cause).outcome != Outcome::Success && log.cause != UNDETERMINED;
-        if known && lost > 0 {
+        if known && lost > 0 && !lines::is_beside(&log.cause) {
             return Found::new(&log.cause, log.confidence, log.decisive.map(quote));
         }
         if lost > 0 || bench.is_none_or(|bench| !bench.is_complete) {

@@ -94,6 +94,14 @@ pub fn propose(case: Case<'_>) -> Vec<Mitigation> {
             }
             changes
         }
+        // Nobody knows why, so that the next time somebody may.
+        "undetermined" if again => variable(
+            &case,
+            "more-words",
+            "VLLM_LOGGING_LEVEL",
+            "DEBUG",
+            "the server says more of what it does",
+        ),
         "startup-timeout" => more_time(&case),
         "profiler-flush-stall"
         | "profiler-failed"

@@ -141,7 +141,8 @@ fn limits_are_raised() {
 
 #[test]
 fn what_nothing_can_cure_changes_nothing() {
-    for cause in ["model-not-found", "weights-corrupt", "killed-externally", "undetermined", "my-own-cause"] {
+    assert_eq!(of("undetermined", "", &[], 2), ["VLLM_LOGGING_LEVEL DEBUG"], "the reason is looked for");
+    for cause in ["model-not-found", "weights-corrupt", "killed-externally", "my-own-cause"] {
         assert!(of(cause, "", &[], 1).is_empty() && of(cause, "", &[], 3).is_empty(), "{cause}");
     }
 }

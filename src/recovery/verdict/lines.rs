@@ -68,6 +68,11 @@ pub fn is_guess(finding: &Finding) -> bool {
     matches!(finding.rule.as_str(), "worker-sigkill" | "worker-sigbus")
 }
 
+/// Whether lines of this cause stand beside a failure without ever being its reason.
+pub fn is_beside(cause: &str) -> bool {
+    BESIDE.contains(&cause)
+}
+
 fn knows(finding: &Finding) -> bool {
     finding.cause != Finding::ENGINE_DEAD && finding.gravity >= Gravity::Suspect
 }
@@ -102,7 +107,7 @@ fn root<'a>(counts: &[&'a Finding], dead: bool) -> Option<&'a Finding> {
     let fatal = all().filter(|finding| finding.gravity == Gravity::Fatal);
     let suspect = all().filter(|finding| {
         finding.gravity == Gravity::Suspect
-            && !(dead && BESIDE.contains(&finding.cause.as_str()))
+            && !(dead && is_beside(&finding.cause))
             && !(dead && finding.rule == "module-missing" && is_old_news(finding, counts))
     });
     // Who passes an exception on repeats it; whoever raised it may be read later, for several processes share the log. And

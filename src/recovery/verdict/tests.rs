@@ -247,3 +247,27 @@ fn what_could_not_be_read_is_said() {
     let seen = verdict(&[gone.clone(), gone], Outcome::Crash);
     assert_eq!(seen.missing, ["GPUs: no NVML"]);
 }
+
+#[test]
+fn a_line_that_only_makes_suspicious_explains_no_failure_it_has_nothing_to_do_with() {
+    let kineto =
+        finding("kineto-thread", "kineto-thread-mismatch", Gravity::Suspect, 3, "must run in same thread");
+    let crash = [kineto, died(ENGINE, "VLLM::EngineCor", SIGKILL)];
+    assert_eq!(verdict(&crash, Outcome::Crash).cause, KILLED);
+    let asked =
+        finding("profiler-404", "profiler-404", Gravity::Suspect, 3, "POST /start_profile HTTP/1.1\" 404");
+    let summary = BenchSummary {
+        is_complete: true,
+        progress: LoadProgress { completed: 1, failed: 9, ..LoadProgress::default() },
+        ..BenchSummary::default()
+    };
+    let events = [asked, EventKind::LoadFinished { summary: Box::new(summary) }];
+    assert_eq!(verdict(&events, Outcome::Degraded).cause, "request-failed");
+    // An optional module that was missing does not make a slow start a broken installation.
+    let module =
+        finding("module-missing", "python-dependency-error", Gravity::Suspect, 3, "No module named 'x'");
+    let slow = ending(Outcome::StartupFailure, Phase::Loading);
+    assert_eq!(verdict_in(Phase::Loading, std::slice::from_ref(&module), &slow).cause, "startup-timeout");
+    let events = [module, died(API, "python3", ExitHow::Code { code: 1 })];
+    assert_eq!(verdict_in(Phase::Loading, &events, &slow).cause, "python-dependency-error");
+}
