@@ -227,7 +227,7 @@ def soak(url, traces, seconds):
     load.stop()
     closed = [line for line in index(traces) if line["event"] == "closed"]
     rss = [line["rss"] / 1e6 for line in closed]
-    return {"windows": len(closed), "rss_mb": [round(one) for one in rss][:: max(1, len(rss) // 25)], "events_about": sum(line["bytes"] for line in closed) // 250}
+    return {"grown_mb": [round(line["grown"] / 1e6, 1) for line in closed][:: max(1, len(rss) // 25)], "windows": len(closed), "rss_mb": [round(one) for one in rss][:: max(1, len(rss) // 25)], "events_about": sum(line["bytes"] for line in closed) // 250}
 
 
 def servers(pairs, seconds, named):

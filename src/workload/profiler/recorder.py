@@ -390,6 +390,8 @@ class Recorder:
                     pass
         exported = time.monotonic()
         rss = resident()
+        if rss is not None and self.opened_rss is not None:
+            self.growth += rss - self.opened_rss
         self._line(
             "closed",
             window=window,
@@ -404,6 +406,7 @@ class Recorder:
             why=why,
             phase=self.phase,
             rss=rss,
+            grown=self.growth,
             batch=self.batch[:TOLD_STEPS],
         )
         self.failures = 0
@@ -426,10 +429,7 @@ class Recorder:
 
     def _watch_growth(self, rss):
         """What windows add to the memory of this process is bounded; what else grows in it is not ours to judge."""
-        if rss is None or self.opened_rss is None:
-            return
-        self.growth += rss - self.opened_rss
-        if self.growth <= self.max_growth:
+        if rss is None or self.growth <= self.max_growth:
             return
         give_back()
         self.growth -= max(0, rss - (resident() or rss))
