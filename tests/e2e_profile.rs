@@ -41,6 +41,19 @@ fn a_run_with_two_ranks_tells_what_its_windows_saw_and_replays_and_merges() {
     assert!(text.contains("## What the windows saw") && text.contains(&profile.sample()), "{text}");
     done.assert_replays(&place);
 
+    let index = std::fs::read_to_string(done.out.join("attempt-1/traces/index.json")).unwrap();
+    let index: Value = serde_json::from_str(&index).unwrap();
+    let listed = index["windows"].as_array().unwrap();
+    assert_eq!(listed.len(), rows.len());
+    for (one, row) in listed.iter().zip(rows) {
+        assert_eq!(
+            (&one["file"], &one["events"], &one["state"]),
+            (&row["file"], &row["events"], &json!("complete"))
+        );
+        assert!(["warm-up", "measuring"].contains(&one["phase"].as_str().unwrap()), "{one}");
+        assert!(one["last_step"].as_u64() > one["first_step"].as_u64(), "{one}");
+    }
+
     let answer = place.ask(&["traces", &run, "--merge", "0"]);
     assert_eq!(answer.code, Some(0), "{}", answer.err);
     assert!(

@@ -44,7 +44,7 @@ pub struct WindowContent {
     /// Resident memory of the worker after it, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rss: Option<u64>,
-    /// Bytes that all windows so far have added to it, from the opening of each to its end.
+    /// Bytes by which it grew in all stops and exports so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grown: Option<i64>,
     /// For each step, in order, up to 256: prefill tokens, decode tokens, requests.

@@ -31,6 +31,8 @@ AFTER_STEPS = 2
 EVENT_BYTES = 250
 # A recording and its flush take about 1.1 KB an event; a window of 150,000 events needs less than this.
 MIN_MEMORY = 768e6
+# After so much more memory, what was freed is given back to the system; that takes some 20 ms.
+GIVE_BACK = 64e6
 # What the windows together may add to this process's memory.
 MAX_GROWTH = 1e9
 # Between two looks at the memory while it is short.
@@ -81,6 +83,8 @@ class Recorder:
         self.phases = set()
         self.held = False
         self.growth = 0
+        # Of this, what giving back did not help.
+        self.kept = 0
         self.window = 0
         self.failures = 0
         # The open window.
@@ -362,6 +366,8 @@ class Recorder:
         path = os.path.join(self.directory, name)
         part = os.path.join(self.directory, f".{name}.part")
         ended = time.monotonic()
+        # From here to the end no step runs, so what memory grows by is ours.
+        recorded_rss = resident()
         self._line("flushing", window=window)
         for key, value in (
             ("varcas_run", os.environ.get("VARCAS_RUN_ID", "")),
@@ -390,8 +396,8 @@ class Recorder:
                     pass
         exported = time.monotonic()
         rss = resident()
-        if rss is not None and self.opened_rss is not None:
-            self.growth += rss - self.opened_rss
+        if rss is not None and recorded_rss is not None:
+            self.growth += rss - recorded_rss
         self._line(
             "closed",
             window=window,
@@ -410,6 +416,7 @@ class Recorder:
             batch=self.batch[:TOLD_STEPS],
         )
         self.failures = 0
+        self._watch_growth(rss)
         flush_s = time.monotonic() - ended
         self.flushed_s += flush_s
         self.budget.spend(self.start_s + flush_s)
@@ -422,17 +429,18 @@ class Recorder:
             "left": AFTER_STEPS if self.budget.share is not None else 0,
         }
         self.rest_until = time.monotonic() + self.rest_seconds
-        self._watch_growth(rss)
 
     def _export(self, profile, path):
         profile.export_chrome_trace(path)
 
     def _watch_growth(self, rss):
-        """What windows add to the memory of this process is bounded; what else grows in it is not ours to judge."""
-        if rss is None or self.growth <= self.max_growth:
+        """What windows leave in the memory of this process is bounded; what else grows in it is not ours to judge."""
+        if rss is None or self.growth - self.kept <= GIVE_BACK:
             return
+        # What was freed lies in pieces between what the engine allocated meanwhile, and is taken anew rather than used again.
         give_back()
-        self.growth -= max(0, rss - (resident() or rss))
+        self.growth -= rss - (resident() or rss)
+        self.kept = max(0, self.growth)
         if self.growth > self.max_growth:
             self._disable(f"the windows together added {self.growth / 1e6:.0f} MB to the memory of this worker")
 

@@ -210,3 +210,31 @@ proptest::proptest! {
         let _ = parse_index(&text);
     }
 }
+
+#[test]
+fn a_window_is_packed_as_soon_as_its_worker_closes_it_and_the_end_takes_only_the_rest() {
+    let (_dir, path) = folder(&[
+        ("window-0003-rank0.pt.trace.json", TRACE),
+        ("window-0004-rank0.pt.trace.json", TRACE),
+        ("window-0005-rank0.pt.trace.json", &TRACE[..200]),
+    ]);
+    let mut gatherer = Gatherer::new(&path);
+    for said in [opened(3), closed(3), closed(3), closed(5), closed(9), "torn".to_owned()] {
+        gatherer.hear(&said);
+    }
+    assert!(path.join("window-0003-rank0.pt.trace.json.gz").is_file(), "{:?}", names(&path));
+    assert!(!path.join("window-0003-rank0.pt.trace.json").exists());
+    assert!(path.join("window-0004-rank0.pt.trace.json").is_file(), "nobody has called it closed");
+    fs::write(path.join("windows.jsonl"), opened(3) + &closed(3) + &closed(4)).unwrap();
+    let collected = gatherer.finish();
+    let files: Vec<&str> = collected.traces.iter().map(|trace| trace.file.as_str()).collect();
+    assert_eq!(files, ["window-0003-rank0.pt.trace.json.gz", "window-0004-rank0.pt.trace.json.gz"]);
+    assert_eq!(collected.traces[0].steps, Some(20));
+    // The same as when all is taken at once, but for what lies there by then.
+    assert_eq!(collected.profile, collect_and_profile(&path).profile);
+    assert!(
+        collected.problems.iter().any(|problem| problem.contains("window-0005")),
+        "{:?}",
+        collected.problems
+    );
+}

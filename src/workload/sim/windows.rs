@@ -92,7 +92,7 @@ impl Recorder {
         }
         let rested =
             matches!(&self.state, State::Resting(until) if until.is_none_or(|until| instant_now() >= until));
-        if rested {
+        if rested && self.phase() != crate::event::Phase::Loading.to_string() {
             let now = instant_now();
             self.state = State::Open {
                 since: now,
