@@ -5,7 +5,7 @@ mod report_support;
 
 use regex::Regex;
 use report_support::{
-    Story, ending, full, hopeless, killed, long, mitigation, proc, refused, summary, trace, verdict,
+    Story, ending, full, hopeless, killed, long, mitigation, proc, profile, refused, summary, trace, verdict,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -127,6 +127,7 @@ fn hostile() -> (Story, Vec<Excerpt>) {
             why: evil(),
         }],
     });
+    story.say(EventKind::Profiled(Box::new(profile(HOSTILE))));
     story.say(EventKind::Trouble { what: evil(), error: evil() });
     let leftovers = vec![Leftover::File { path: evil().into(), why: evil() }];
     story.say(EventKind::Drained { leftovers, removed: vec![evil()] });
@@ -246,13 +247,14 @@ fn the_same_journal_gives_the_same_bytes_whether_it_streams_or_not() {
 }
 
 /// What each section shows when there is something to show.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "now",
     "verdict",
     "attempts-overview",
     "charts",
     "benchmark",
     "traces",
+    "profile",
     "attempts",
     "attempt-1",
     "attempt-2",
@@ -270,10 +272,10 @@ fn a_section_is_there_exactly_when_there_is_something_in_it() {
     let every =
         |without: &[&str]| SECTIONS.into_iter().filter(|id| !without.contains(id)).collect::<Vec<_>>();
     assert_eq!(sections(&page(&full())), every(&["verdict"]), "a success has no verdict of its own");
-    assert_eq!(sections(&page(&hopeless())), every(&["benchmark", "attempt-2", "missing"]));
+    assert_eq!(sections(&page(&hopeless())), every(&["benchmark", "profile", "attempt-2", "missing"]));
     assert_eq!(
         sections(&page(&killed())),
-        every(&["verdict", "benchmark", "attempt-2"]),
+        every(&["verdict", "benchmark", "profile", "attempt-2"]),
         "the killed run has no benchmark"
     );
     assert_eq!(

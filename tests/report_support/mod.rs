@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 use varcas_guard::config::Plan;
+use varcas_guard::event::profile::{GpuProfile, KernelShare, OperatorShare, ProfileSummary, Spread};
 use varcas_guard::event::{
     BenchSummary, Check, Confidence, Ending, EngineSample, Event, EventKind, Evidence, ExitHow, Finding,
     GpuSample, Gravity, HangKind, JOURNAL_VERSION, Latency, Leftover, LoadProgress, Mitigation, Outcome,
@@ -275,6 +276,32 @@ pub(crate) fn trace(window: u32) -> Trace {
     }
 }
 
+/// What two windows of one rank could have shown, with this name for whatever has one.
+pub(crate) fn profile(name: &str) -> ProfileSummary {
+    let share = Spread { mean: 0.3, min: 0.2, max: 0.4, windows: 2, ci95: None };
+    let kernel = KernelShare { name: name.to_owned(), count: 7, total_s: 0.2, share };
+    ProfileSummary {
+        windows: 2,
+        ranks: Some(1),
+        traces: 2,
+        steps: 40,
+        events: 18_000,
+        recorded_s: 2.0,
+        observed_s: Some(100.0),
+        gpu: Some(GpuProfile {
+            busy: Some(share),
+            kernel_s: 0.7,
+            distinct_kernels: 9,
+            ..GpuProfile::default()
+        }),
+        kernels: vec![kernel.clone(); 12],
+        copies: vec![kernel],
+        operators: vec![OperatorShare { name: name.to_owned(), count: 3, total_s: 0.2, self_s: 0.1, share }],
+        notes: vec![format!("left out: {name}")],
+        ..ProfileSummary::default()
+    }
+}
+
 /// A run whose first attempt crashed and whose second brought everything home under another setting: every section of the
 /// page has something to show.
 pub(crate) fn full() -> Story {
@@ -362,6 +389,7 @@ pub(crate) fn full() -> Story {
     );
     story.say(EventKind::LoadFinished { summary: Box::new(summary()) });
     story.end(&good);
+    story.say(EventKind::Profiled(Box::new(profile("void gemm<float>(int)"))));
     story.say(EventKind::TracesCollected {
         traces: (0..12).map(trace).collect(),
         problems: vec![],
