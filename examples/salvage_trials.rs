@@ -3,12 +3,14 @@
 //!     cargo run --release --example salvage_trials -- prefix TRACE.json...
 //!     cargo run --release --example salvage_trials -- damage ROUNDS TRACE.json...
 //!     cargo run --release --example salvage_trials -- compress LEVEL WORKERS TRACE.json
+//!     cargo run --release --example salvage_trials -- window TRACE.json
 //!     cargo run --release --example salvage_trials -- sample COUNT OUT_DIR TRACE.json...
 //!     cargo run --release --example salvage_trials -- linear
 //!     cargo run --release --example salvage_trials -- grow BYTES TRACE.json > LARGE.json
 //!
-//! `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places. `linear` times
-//! texts that are bad on purpose at doubling sizes. `grow` repeats the events of a trace.
+//! `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places. `window`
+//! checks, counts and compresses a finished window as a run does. `linear` times texts that are bad on purpose at doubling
+//! sizes; `ONLY="gzip flip"` before `damage` picks one kind, `SHOW=1` shows what differs. `grow` repeats the events of a trace.
 
 #[path = "../tests/salvage/common.rs"]
 #[expect(dead_code, reason = "the tests use the rest of it")]
@@ -20,7 +22,7 @@ use serde::de::IgnoredAny;
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use varcas_guard::recovery::salvage::compress::GzipWriter;
+use varcas_guard::gz::GzipWriter;
 use varcas_guard::recovery::salvage::job::{self, Salvaged, Status};
 use varcas_guard::recovery::salvage::places;
 
@@ -49,6 +51,13 @@ fn main() {
             let mut writer = GzipWriter::new(Vec::new(), level, workers).expect("memory takes it");
             writer.write_all(&text).expect("memory takes it");
             println!("{} bytes", writer.finish().expect("memory takes it").len());
+        }
+        "window" => {
+            let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
+            let name = folder.path().join("window-0001-rank0.pt.trace.json");
+            std::fs::copy(&arguments[2], name).expect("there is room in /dev/shm");
+            let (traces, problems) = varcas_guard::workload::profiler::windows::collect(folder.path());
+            println!("{} bytes, {} events, {problems:?}", traces[0].bytes, traces[0].events);
         }
         other => panic!("no trial is called {other}"),
     }
@@ -216,8 +225,14 @@ fn damage(path: &Path, rounds: usize) {
     let raw = zip(&text);
     let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
     let mut rng = rng(1000);
+    let show = std::env::var_os("SHOW").is_some();
     for gzip in [false, true] {
         for kind in ["flip", "zero", "double", "remove"] {
+            let title = format!("{}{kind}", if gzip { "gzip " } else { "" });
+            if std::env::var("ONLY").is_ok_and(|only| only != title) {
+                continue;
+            }
+            let began = cpu();
             let half = folder.path().join(if gzip { "t.pt.trace.json.gz" } else { "t.pt.trace.json" });
             let mut statuses: BTreeMap<String, usize> = BTreeMap::new();
             let (mut strange_runs, mut strange_events, mut kept, mut least) = (0, 0, 0, usize::MAX);
@@ -227,6 +242,15 @@ fn damage(path: &Path, rounds: usize) {
                 let (record, output) = salvage(&half);
                 *statuses.entry(record.status.to_string()).or_default() += 1;
                 kept += record.events_kept as usize;
+                if show && gzip && kind == "flip" && record.status != Status::Repaired {
+                    let bit = broken.iter().zip(&raw).position(|(new, old)| new != old);
+                    println!(
+                        "  round {round}: byte {bit:?} of {}: {} {}",
+                        raw.len(),
+                        record.status,
+                        record.note
+                    );
+                }
                 least = least.min(record.events_kept as usize);
                 let output = match output {
                     Some(output) => output,
@@ -246,7 +270,7 @@ fn damage(path: &Path, rounds: usize) {
                     .collect();
                 strange_runs += usize::from(!strange.is_empty());
                 strange_events += strange.len();
-                if std::env::var_os("SHOW").is_some() && !strange.is_empty() {
+                if show && !strange.is_empty() {
                     println!(
                         "  {kind} round {round}: {} strange, note {}: {}",
                         strange.len(),
@@ -256,9 +280,9 @@ fn damage(path: &Path, rounds: usize) {
                 }
             }
             println!(
-                "{} {}{kind}: {rounds} rounds, {statuses:?}, kept {:.1} % on average, {:.1} % at least, {strange_runs} outputs with {strange_events} events that differ",
+                "{} {title}: {rounds} rounds, {:.1} CPU s, {statuses:?}, kept {:.1} % on average, {:.1} % at least, {strange_runs} outputs with {strange_events} events that differ",
                 path.display(),
-                if gzip { "gzip " } else { "" },
+                (cpu() - began) as f64 / 1e9,
                 kept as f64 / (rounds * total) as f64 * 100.0,
                 least as f64 / total as f64 * 100.0,
             );

@@ -7,6 +7,7 @@
 mod check;
 mod finding;
 mod measured;
+pub mod profile;
 mod signal;
 mod verdict;
 mod window;
@@ -18,6 +19,7 @@ pub use measured::{
     BenchSummary, EngineSample, GpuDetails, GpuHolder, GpuSample, Latency, LoadProgress, ProcSample, Reading,
     WorkloadSummary,
 };
+pub use profile::ProfileSummary;
 pub use signal::signal_name;
 pub use verdict::{Confidence, Mitigation, Quote, Retry, RuledOut, Verdict};
 pub use window::{SavedTrace, WindowContent, WindowEvent, WindowLine};
@@ -25,6 +27,7 @@ pub use window::{SavedTrace, WindowContent, WindowEvent, WindowLine};
 use crate::config::Plan;
 use crate::time::{Stamp, opt_secs, secs};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -301,6 +304,11 @@ pub enum EventKind {
         /// The exact command line.
         argv: Vec<String>,
     },
+    /// What the server gets beside the environment it inherits.
+    ServerEnvironment {
+        /// By name.
+        env: BTreeMap<String, String>,
+    },
     /// It could not be started.
     SpawnFailed {
         /// What was tried and what the system said.
@@ -412,6 +420,8 @@ pub enum EventKind {
         /// What we removed: sockets, shared memory, temporary folders.
         removed: Vec<String>,
     },
+    /// What the complete traces of the attempt show. Told before `TracesCollected`.
+    Profiled(Box<ProfileSummary>),
     /// The traces of the attempt, checked and compressed.
     TracesCollected {
         /// The complete ones.

@@ -13,9 +13,10 @@
 //!
 //! # Map and dependency rule
 //!
-//! `main -> cli -> supervisor, recovery, workload, health, console`; these five use [`event`], [`time`], [`config`] and
-//! [`error`]. `recovery`, `health`, `workload` and `console` never use `supervisor` or each other: what one needs of
-//! another arrives as an event. `tests/architecture.rs` holds this.
+//! `main -> cli -> supervisor, recovery, workload, health, console`; these five use [`event`], [`time`], [`config`],
+//! [`error`] and [`gz`] (salvage and windows both compress, and neither may use the other). `recovery`, `health`,
+//! `workload` and `console` never use `supervisor` or each other: what one needs of another arrives as an event.
+//! `tests/architecture.rs` holds this.
 //!
 //! The machine also asks two pure rooms for their judgement: [`health::assess`] whether the server lives, and
 //! [`recovery::verdict`] and [`recovery::policy`] what a failed attempt failed of and what follows. They are called in
@@ -32,6 +33,8 @@ pub mod console;
 pub mod error;
 /// The vocabulary.
 pub mod event;
+/// Gzip in blocks.
+pub mod gz;
 /// The senses: processes, metrics, GPU, files.
 pub mod health;
 /// Verdict, second tries, salvage, report.

@@ -50,7 +50,8 @@ fn a_good_run_leaves_traces_a_benchmark_and_a_report_and_nothing_else() {
         let at_top = done.out.join(name);
         assert_eq!(std::fs::metadata(&at_top).unwrap().len(), trace["bytes"].as_u64().unwrap(), "{name}");
     }
-    for name in ["vllm_server.log", "benchmark_output.log", "benchmark.json", "report.md", "guard.log"] {
+    let named = ["vllm_server.log", "benchmark_output.log", "benchmark.json", "guard.log"];
+    for name in named.into_iter().chain(["report.html", "report.md"]) {
         assert!(std::fs::metadata(done.out.join(name)).unwrap().len() > 0, "{name} is empty");
     }
     let benchmark = &report["benchmark"];
@@ -66,6 +67,37 @@ fn a_good_run_leaves_traces_a_benchmark_and_a_report_and_nothing_else() {
     let shown = place.ask(&["report", "out", "--json"]);
     assert_eq!(shown.code, Some(0), "{}", shown.err);
     assert_eq!(serde_json::from_str::<Value>(&shown.out).unwrap(), report);
+    assert_report_is_shown_in_every_form(&place, &done.out);
+    // One byte that differs is a difference.
+    let stored = std::fs::read_to_string(done.out.join("report.json")).unwrap();
+    std::fs::write(done.out.join("report.json"), stored.trim_end()).unwrap();
+    assert_eq!(place.ask(&["replay", "out"]).code, Some(70));
+}
+
+/// Each form is printed as the run wrote it, and `--open` hands the page to the browser.
+fn assert_report_is_shown_in_every_form(place: &Place, out: &Path) {
+    for (format, file) in [("html", "report.html"), ("md", "report.md"), ("json", "report.json")] {
+        let shown = place.ask(&["report", "out", "--format", format]);
+        let written = std::fs::read_to_string(out.join(file)).unwrap();
+        assert_eq!((shown.code, shown.out.trim_end()), (Some(0), written.trim_end()), "{format}");
+    }
+    let shown = place.ask(&["report", "out", "--format", "text"]);
+    assert!(shown.out.starts_with("SUCCESS: ") && shown.out.lines().count() < 30, "{}", shown.out);
+    let browser = place.path("browser");
+    std::fs::write(&browser, "#!/bin/sh\necho \"$1\" > opened\n").unwrap();
+    std::fs::set_permissions(&browser, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::remove_file(out.join("report.html")).unwrap();
+    let opened = place.command(&["report", "out", "--open"]).env("BROWSER", &browser).output().unwrap();
+    assert!(opened.status.success(), "{opened:?}");
+    let page = std::fs::read_to_string(place.path("opened")).unwrap();
+    assert!(place.path(page.trim()).is_file(), "{page}");
+    let opened =
+        place.command(&["report", "out", "--open"]).env("BROWSER", "no-such-browser").output().unwrap();
+    let told = String::from_utf8(opened.stderr).unwrap();
+    assert!(
+        opened.status.code() == Some(2) && told.contains("no browser") && told.contains("report.html"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -170,6 +202,8 @@ fn one_interrupt_stops_in_good_order_and_saves_what_was_measured() {
     let place = Place::new();
     let mut running = place.run("out", &place.config(FAST, WINDOWS), &["--duration", "10m"]);
     running.until_under_load();
+    let meanwhile = place.ask(&["report", "out", "--format", "text"]);
+    assert!(meanwhile.out.starts_with("STILL RUNNING: "), "{}{}", meanwhile.out, meanwhile.err);
     running.signal(SIGINT);
     let done = running.wait();
     assert_eq!(done.code, Some(130), "{}", done.told());

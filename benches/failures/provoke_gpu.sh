@@ -6,7 +6,7 @@
 # python3 must find vLLM (PYTHONPATH), MODEL_DIR is a model of about 1.1 billion parameters that loads with dummy weights.
 # OUT gets one NAME.log (below 200 kB) for each failure. Three groups of servers run one after another, each server on a port
 # of its own and with a small share of the memory; no setting of the GPU is touched. Needs about 10 GiB for each server of a
-# group, 40 GiB for the one that holds memory, and about 7 minutes. Nothing that is started outlives the script.
+# group, 40 GiB (or HOLD_GIB) for the one that holds memory, and about 7 minutes. Nothing that is started outlives the script.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -18,7 +18,8 @@ mkdir "$work/hooks"
 cp "$here/hook.py" "$work/hooks/sitecustomize.py"
 mark="VARCAS_PROVOKED=$$"
 export VARCAS_PROVOKED=$$ HF_HUB_OFFLINE=1 VLLM_USE_FLASHINFER_SAMPLER=0 VLLM_NO_USAGE_STATS=1 NO_COLOR=1 PYTHONFAULTHANDLER=1
-port=$((20000 + $$ % 20000))
+# Another script of this kind beside this one names a PORT of its own.
+port=${PORT:-$((20000 + $$ % 20000))}
 site=$(python3 -c 'import importlib.util, os; print(os.path.dirname(os.path.dirname(importlib.util.find_spec("vllm").origin)))')
 prefix=$(python3 -c 'import sys; print(sys.prefix)')
 host=$(hostname)
@@ -170,7 +171,7 @@ if wanted graph-capture; then start graph-capture capture --max-model-len 2048 -
 if wanted leftover-memory; then
     python3 -c '
 import time, torch
-hold = torch.empty(40 << 30, dtype=torch.uint8, device="cuda")
+hold = torch.empty('"${HOLD_GIB:-40}"' << 30, dtype=torch.uint8, device="cuda")
 print("holding", flush=True)
 time.sleep(300)' >"$work/holder.raw" 2>&1 &
     for _ in $(seq 60); do grep -q holding "$work/holder.raw" && break; sleep 1; done

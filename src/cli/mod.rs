@@ -11,5 +11,6 @@ pub mod root;
 pub mod run;
 pub mod salvage;
 mod sweep;
+pub mod traces;
 
 pub use root::main;

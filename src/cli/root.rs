@@ -1,6 +1,6 @@
 //! The one definition of the command line: help, man page and completions come from it.
 
-use super::{bench, check, diagnose, reap, replay, report, run, salvage};
+use super::{bench, check, diagnose, reap, replay, report, run, salvage, traces};
 use crate::error::{ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode as ProcessExit;
@@ -35,6 +35,8 @@ enum Command {
     Bench(bench::Args),
     /// Repair cut or broken profiler traces
     Salvage(salvage::Args),
+    /// List the traces of a run or of any folder, say what they show, or merge the ranks of a window
+    Traces(traces::Args),
     /// Print the man page
     #[command(hide = true)]
     Man,
@@ -70,6 +72,7 @@ pub fn main(arguments: &[String]) -> ProcessExit {
         Command::Reap(args) => reap::run(&args),
         Command::Bench(args) => return bench::run(args),
         Command::Salvage(args) => return salvage::run(&args),
+        Command::Traces(args) => traces::run(&args),
         Command::Man => man(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "varcas-guard", &mut std::io::stdout());

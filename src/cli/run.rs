@@ -58,11 +58,12 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     };
     let id = RunId::new(&jiff::ZonedDateTime::now());
     let code = go(&plan, &dir, id, exe, rules, style)?;
-    let report = report::of_run(&dir)?;
-    if let Err(failure) = link(&dir, &report) {
+    let told = report::of_run(&dir)?;
+    let report = &told.report;
+    if let Err(failure) = link(&dir, report) {
         eprintln!("{failure}");
     }
-    report::write(&dir, &report)?;
+    report::write(&dir, &told)?;
     for check in report.attempts.iter().flat_map(|attempt| &attempt.checks) {
         if code == ExitCode::Refused.code() && check.severity == Severity::Refuse {
             let failure = Failure::new(ExitCode::Refused, &check.saw);
@@ -70,7 +71,7 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
         }
     }
     if style == Style::Plain {
-        farewell(&dir, &report);
+        farewell(&dir, report);
     }
     Ok(ProcessExit::from(code))
 }
@@ -186,7 +187,7 @@ fn put_refused_aside(dir: &RunDir) -> std::io::Result<()> {
     let free = (1..).map(|n| dir.root().join(format!("refused-{n}"))).find(|path| !path.exists());
     let aside = free.unwrap_or_else(|| dir.root().join("refused"));
     std::fs::create_dir(&aside)?;
-    for path in [dir.journal(), dir.guard_log(), dir.report_json(), dir.report_md()] {
+    for path in [dir.journal(), dir.guard_log(), dir.report_json(), dir.report_html(), dir.report_md()] {
         if let Some(name) = path.file_name().filter(|_| path.exists()) {
             std::fs::rename(&path, aside.join(name))?;
         }
@@ -261,7 +262,7 @@ fn farewell(dir: &RunDir, report: &Report) {
     let events: u64 = report.traces.iter().map(|trace| trace.events).sum();
     println!("traces: {} windows with {events} events", report.traces.len());
     println!("left behind: {}", if report.left_behind.is_empty() { "nothing" } else { "see the report" });
-    println!("report: {}", dir.report_md().display());
+    println!("report: {}", dir.report_html().display());
 }
 
 fn dry_run(plan: &Plan, exe: &Path, json: bool) -> Result<ProcessExit, Failure> {

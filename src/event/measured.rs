@@ -53,6 +53,12 @@ pub struct LoadProgress {
     /// Its 99th percentile.
     #[serde(default)]
     pub ttft_p99_us: u64,
+    /// Median over the requests that have succeeded since the last progress; 0 when none has.
+    #[serde(default)]
+    pub recent_ttft_p50_us: u64,
+    /// The longest of them.
+    #[serde(default)]
+    pub recent_ttft_max_us: u64,
 }
 
 /// The engine's own counters, from `/metrics`.
@@ -216,8 +222,14 @@ pub struct BenchSummary {
     pub ttft_ms: Latency,
     /// Time per output token after the first.
     pub tpot_ms: Latency,
+    /// Between two pieces of a stream. None of them in the summary of an older version.
+    #[serde(default)]
+    pub itl_ms: Latency,
     /// Send to last token.
     pub e2el_ms: Latency,
+    /// Requests per second that kept every limit; none when no limit was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_goodput: Option<f64>,
     /// The same split by workload name.
     pub by_workload: Vec<WorkloadSummary>,
     /// Error class to count.
@@ -240,8 +252,14 @@ pub struct WorkloadSummary {
     pub mean_prompt_tokens: f64,
     /// Mean output tokens by the server's usage.
     pub mean_output_tokens: f64,
+    /// Requests that kept every limit; none when no limit was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub good: Option<u64>,
     /// Time to first token.
     pub ttft_ms: Latency,
+    /// Time per output token after the first. None of them in the summary of an older version.
+    #[serde(default)]
+    pub tpot_ms: Latency,
     /// Send to last token.
     pub e2el_ms: Latency,
 }

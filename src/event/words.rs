@@ -69,6 +69,9 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
             let saved = if halves == 0 { String::new() } else { format!(", {halves} saved from halves") };
             format!("{} complete traces, {} other files{saved}", traces.len(), problems.len())
         }
+        EventKind::Profiled(profile) => {
+            format!("the profile covers {} steps {}", profile.steps, profile.sample())
+        }
         EventKind::BackoffDrawn { delay } => format!("pause of {} before the next attempt", human(*delay)),
         EventKind::TimerFired { timer } => format!("{timer:?} deadline passed").to_lowercase(),
         EventKind::Trouble { what, error } => format!("trouble: {what}: {error}"),
@@ -117,6 +120,7 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
             format!("saved {saved} of {} pieces of evidence", items.len())
         }
         EventKind::KeeperStarted { .. }
+        | EventKind::ServerEnvironment { .. }
         | EventKind::DiskSampled { .. }
         | EventKind::ProcessSeen { .. }
         | EventKind::LoadProgressed(_)

@@ -86,14 +86,21 @@ pub struct Read {
 
 /// Reads a journal. Only a file that cannot be read at all is an error.
 pub fn read(path: &Path) -> io::Result<Read> {
-    let mut out = Read::default();
+    let mut events = Vec::new();
+    let unread = each(path, |event| events.push(event))?;
+    Ok(Read { events, unread })
+}
+
+/// Hands every whole event to `take`, in order, without keeping any. Returns the lines that are not events.
+pub fn each(path: &Path, mut take: impl FnMut(Event)) -> io::Result<Vec<(usize, String)>> {
+    let mut unread = Vec::new();
     let mut reader = BufReader::new(File::open(path)?);
     let mut line = Vec::new();
     let mut number = 0;
     loop {
         line.clear();
         if reader.read_until(b'\n', &mut line)? == 0 {
-            return Ok(out);
+            return Ok(unread);
         }
         number += 1;
         let text = line.trim_ascii();
@@ -102,10 +109,10 @@ pub fn read(path: &Path) -> io::Result<Read> {
         }
         match serde_json::from_slice::<Event>(text) {
             Ok(event) if event.v > JOURNAL_VERSION => {
-                out.unread.push((number, format!("journal version {} is newer than this program", event.v)));
+                unread.push((number, format!("journal version {} is newer than this program", event.v)));
             }
-            Ok(event) => out.events.push(event),
-            Err(error) => out.unread.push((number, error.to_string())),
+            Ok(event) => take(event),
+            Err(error) => unread.push((number, error.to_string())),
         }
     }
 }

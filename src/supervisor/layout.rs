@@ -39,7 +39,12 @@ impl RunDir {
         self.root.join("report.json")
     }
 
-    /// The post-mortem for people.
+    /// The post-mortem for people, with charts.
+    pub fn report_html(&self) -> PathBuf {
+        self.root.join("report.html")
+    }
+
+    /// The post-mortem for people, as text.
     pub fn report_md(&self) -> PathBuf {
         self.root.join("report.md")
     }

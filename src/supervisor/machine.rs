@@ -164,7 +164,9 @@ impl Machine {
             | EventKind::Probed { .. }
             | EventKind::SignalSent { .. }
             | EventKind::KeeperStarted { .. }
+            | EventKind::ServerEnvironment { .. }
             | EventKind::Trouble { .. }
+            | EventKind::Profiled(_)
             | EventKind::Clue(_)
             | EventKind::GuardDied { .. } => {}
             EventKind::ProcessSeen { proc, ppid, comm } => self.family.seen(*proc, *ppid, comm),

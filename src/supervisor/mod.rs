@@ -9,6 +9,7 @@ pub mod keeper;
 pub mod layout;
 pub mod machine;
 pub mod os;
+mod packer;
 pub mod performer;
 pub mod port;
 pub mod preflight;

@@ -37,6 +37,14 @@ pub fn own_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
+/// This thread, and those it starts, yield to everybody else, but do not starve. A refusal is borne.
+pub fn lowest_priority() {
+    // SAFETY: plain numbers; 0 is the calling thread.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
+    }
+}
+
 /// From now on orphans of our descendants become our children instead of init's.
 pub fn become_subreaper() -> io::Result<()> {
     nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)

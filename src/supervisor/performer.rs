@@ -4,6 +4,7 @@
 use super::autopsy::Autopsy;
 use super::keeper::{Keeper, KeeperSpec, Order, Target};
 use super::layout::{AttemptDir, RunDir};
+use super::packer::{self, Packer};
 use super::preflight::{self, Leftovers};
 use super::returned::{SharedGpu, gpu_left, port_left, used};
 use super::run_id::RunId;
@@ -72,6 +73,8 @@ pub struct Performer {
     /// The phase in which the server wrote what is read now: what it said last is read while it is being killed.
     log_phase: watch::Sender<Phase>,
     attempt: Option<Attempt>,
+    /// Outlives the attempt's processes.
+    packer: Option<Packer>,
     number: u32,
 }
 
@@ -136,6 +139,7 @@ impl Performer {
             phase: watch::channel(Phase::Preflight).0,
             log_phase: watch::channel(Phase::Preflight).0,
             attempt: None,
+            packer: None,
             number: 0,
         })
     }
@@ -144,6 +148,9 @@ impl Performer {
     pub fn observe(&mut self, fact: &EventKind) {
         if let EventKind::PreflightFinished { server, .. } = fact {
             self.server = server.clone();
+        }
+        if let Some(packer) = &mut self.packer {
+            packer.observe(fact);
         }
         let Some(attempt) = &mut self.attempt else { return };
         attempt.autopsy.observe(fact, *self.phase.borrow(), &self.facts);
@@ -216,16 +223,13 @@ impl Performer {
         }
     }
 
-    /// Windows are chosen by phase, and carry its name.
     fn tell_workers(&self, traces: &Path, phase: Phase) {
-        if self.run.plan.profile.mode == ProfileMode::Windows
-            && matches!(phase, Phase::Loading | Phase::WarmUp | Phase::Measuring)
-            && let Err(error) = std::fs::write(traces.join(windows::PHASE), phase.to_string())
-        {
-            self.say(EventKind::Trouble {
-                what: "tell the workers which phase it is".to_owned(),
-                error: error.to_string(),
-            });
+        if self.run.plan.profile.mode == ProfileMode::Off {
+            return;
+        }
+        if let Err(error) = packer::tell_workers(traces, phase) {
+            let what = "tell the workers which phase it is".to_owned();
+            self.say(EventKind::Trouble { what, error: error.to_string() });
         }
     }
 
@@ -237,7 +241,6 @@ impl Performer {
     fn base_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.run.plan.server.port)
     }
-
     fn preflight(&mut self) {
         let (run, gpu, facts) = (Arc::clone(&self.run), Arc::clone(&self.gpu), self.facts.clone());
         let before = Arc::clone(&self.gpu_before);
@@ -294,6 +297,7 @@ impl Performer {
         };
         let keeper = Keeper::start(&run.exe, &spec, self.facts.clone())
             .map_err(|failure| failure.problems.join("; "))?;
+        self.say(EventKind::ServerEnvironment { env: command.ours });
         keeper.order(&Order::Spawn {
             argv: command.argv,
             env: command.env.into_iter().collect(),
@@ -334,7 +338,10 @@ impl Performer {
             };
         let mut senses = Vec::new();
         if run.plan.profile.mode == ProfileMode::Windows {
-            senses.push(Task(tokio::spawn(follow_windows(dir.traces(), closing_seen, self.facts.clone()))));
+            let packer = Packer::start(&dir.traces());
+            let following = follow_windows(dir.traces(), closing_seen, packer.lines(), self.facts.clone());
+            senses.push(Task(tokio::spawn(following)));
+            self.packer = Some(packer);
         }
         self.attempt = Some(Attempt {
             dir,
@@ -571,16 +578,18 @@ impl Performer {
         });
     }
 
-    fn collect(&self) {
-        let (facts, run) = (self.facts.clone(), Arc::clone(&self.run));
-        let dir = run.dir.attempt(self.number);
+    fn collect(&mut self) {
+        let (facts, run, number) = (self.facts.clone(), Arc::clone(&self.run), self.number);
+        let (dir, packer) = (run.dir.attempt(number), self.packer.take());
         tokio::task::spawn_blocking(move || {
-            let (traces, problems) = if run.plan.profile.mode == ProfileMode::Windows && dir.traces().is_dir()
-            {
-                windows::collect(&dir.traces())
-            } else {
-                (Vec::new(), Vec::new())
+            let collected = match packer {
+                Some(packer) if dir.traces().is_dir() => packer.finish(run.id.as_str(), number),
+                _ => windows::Collected::default(),
             };
+            let windows::Collected { traces, problems, profile, .. } = collected;
+            if let Some(profile) = profile {
+                drop(facts.send(EventKind::Profiled(Box::new(profile))));
+            }
             let places: Vec<PathBuf> =
                 [dir.traces(), dir.tmp()].into_iter().filter(|path| path.is_dir()).collect();
             let whole: Vec<PathBuf> = traces.iter().map(|trace| dir.traces().join(&trace.file)).collect();

@@ -2,7 +2,7 @@
 //! refuses, what to do. Nobody else's process is ever ended here.
 
 use super::{os, port, reap};
-use crate::config::{Plan, ServerKind};
+use crate::config::{Plan, Rhythm, ServerKind};
 use crate::event::{Check, Reading, ServerFacts, Severity};
 use crate::health::gpu::{GpuMemory, GpuSource};
 use crate::time::human;
@@ -47,6 +47,12 @@ pub async fn check(
         checks.push(model(&plan.server.model, &effective(plan, env)));
         checks.extend(gpus(plan, &facts, gpu).await);
     }
+    checks.extend(plan.profile.price().map(|price| match plan.profile.rhythm {
+        Rhythm::Budget => good("profile", price),
+        Rhythm::Full | Rhythm::Once => {
+            bad(Severity::Note, "profile", price, "--profile standard keeps within 5 % of the engine's time")
+        }
+    }));
     checks.push(disk(&plan.output));
     checks.push(shared_memory());
     checks.push(open_files());
@@ -409,7 +415,7 @@ fn disk(output: &Path) -> Check {
         ),
         Ok(free) => {
             let text =
-                format!("{} free in {}", crate::recovery::report::markdown::bytes(free), existing.display());
+                format!("{} free in {}", crate::recovery::report::units::bytes(free), existing.display());
             match free {
                 _ if free < LEAST_DISK => {
                     let saw = format!("only {text}; traces and logs need at least 500 MB");
@@ -430,10 +436,10 @@ fn disk(output: &Path) -> Check {
 fn shared_memory() -> Check {
     match os::free_space(Path::new("/dev/shm")) {
         Ok(free) if free >= GIB => {
-            good("shm", format!("{} free in /dev/shm", crate::recovery::report::markdown::bytes(free)))
+            good("shm", format!("{} free in /dev/shm", crate::recovery::report::units::bytes(free)))
         }
         Ok(free) => {
-            let saw = format!("only {} free in /dev/shm", crate::recovery::report::markdown::bytes(free));
+            let saw = format!("only {} free in /dev/shm", crate::recovery::report::units::bytes(free));
             bad(
                 Severity::Warn,
                 "shm",

@@ -1,5 +1,6 @@
 //! Follows the index that the workers write of their profiler windows.
 
+use super::packer::Lines;
 use crate::event::EventKind;
 use crate::health::tail::Tail;
 use crate::workload::profiler::windows;
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 pub(super) async fn follow_windows(
     traces: PathBuf,
     mut closing: watch::Receiver<bool>,
+    packer: Lines,
     facts: UnboundedSender<EventKind>,
 ) {
     let mut tail = match Tail::new(traces.join(windows::INDEX)) {
@@ -29,7 +31,10 @@ pub(super) async fn follow_windows(
                 if lines.is_empty() {
                     return;
                 }
-                for line in lines.iter().filter_map(|line| windows::parse_line(&line.text)) {
+                for line in lines {
+                    let Some(line) = windows::parse_line(&line.text).inspect(|_| drop(packer.send(Some(line.text.to_string())))) else {
+                        continue;
+                    };
                     index.push(&line);
                     drop(facts.send(EventKind::Window(line)));
                 }

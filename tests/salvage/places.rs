@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use varcas_guard::recovery::salvage::{Options, Status, salvage, salvage_folder};
@@ -296,17 +296,4 @@ fn two_traces_of_one_name_do_not_overwrite_each_other() {
     assert_eq!(records.len(), 2);
     assert_ne!(records[0].output, records[1].output);
     assert!(records.iter().all(|record| record.output.as_ref().unwrap().exists()));
-}
-
-#[test]
-fn parallel_gzip_is_what_zlib_reads_back_at_any_size() {
-    use varcas_guard::recovery::salvage::compress::GzipWriter;
-    let text = fixture("torch2.10").repeat(16);
-    for (len, workers) in
-        [(0, 1), (0, 2), (1, 2), (512 << 10, 2), ((512 << 10) + 1, 3), (text.len(), 1), (text.len(), 4)]
-    {
-        let mut writer = GzipWriter::new(Vec::new(), 6, workers).unwrap();
-        writer.write_all(&text[..len]).unwrap();
-        assert!(unzip(&writer.finish().unwrap()) == text[..len], "{len} bytes, {workers} workers");
-    }
 }

@@ -1,4 +1,18 @@
-//! The post-mortem. `model` makes it from the events alone; `markdown` shows it to people.
+//! The post-mortem. `model` and `series` make it from the events alone, `story` puts it into words; `html`, `markdown`
+//! and `text` show it to people. `excerpts` takes along what the run folder says beside the journal.
 
+pub mod chart;
+pub mod excerpts;
+pub mod html;
 pub mod markdown;
+pub mod missing;
 pub mod model;
+pub mod profile;
+mod safe;
+pub mod series;
+pub mod story;
+pub mod text;
+pub mod units;
+mod view;
+
+pub use view::{Excerpt, View};

@@ -3,19 +3,23 @@
 //!
 //! The fields of these structs are the schema of `report.json`; `schema` is raised when a reader must know of a change.
 
+use super::story;
 use crate::config::Plan;
 use crate::event::{
     BenchSummary, Check, Ending, Event, EventKind, Evidence, ExitHow, Leftover, Mitigation, Outcome, Phase,
-    ProcId, Reading, SavedTrace, ServerFacts, Severity, Trace, Verdict, WindowEvent, signal_name,
-    words::sentence,
+    ProcId, ProfileSummary, Reading, SavedTrace, ServerFacts, Severity, Suspicion, SuspicionStep, Trace,
+    Verdict, WindowEvent, signal_name, words::sentence,
 };
 use crate::time::secs;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Version of `report.json`.
 pub const REPORT_SCHEMA: u32 = 1;
+
+/// What a run is called whose journal has no end.
+const INTERRUPTED: &str = "interrupted";
 
 /// Lines of the log that a report quotes for an attempt; all of them are in the journal.
 const MAX_FINDINGS: usize = 20;
@@ -35,6 +39,12 @@ pub struct Report {
     pub exit_code: Option<u8>,
     /// One sentence.
     pub reason: String,
+    /// What was asked for, what happened, and what became of it: three sentences.
+    #[serde(default)]
+    pub story: Vec<String>,
+    /// What to do now, most urgent first.
+    #[serde(default)]
+    pub to_do: Vec<String>,
     /// First event.
     pub started: Option<jiff::Timestamp>,
     /// Last event.
@@ -46,15 +56,18 @@ pub struct Report {
     pub server: ServerFacts,
     /// The exact command line of the last attempt.
     pub argv: Vec<String>,
+    /// What the server got beside the environment that it inherited.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
     /// The attempt whose files the links at the top of the run folder point to.
     pub counts: Option<u32>,
+    /// What was changed for that attempt; its results were obtained under these settings.
+    #[serde(default)]
+    pub mitigations: Vec<Mitigation>,
     /// The benchmark of that attempt.
     pub benchmark: Option<BenchSummary>,
     /// The traces of that attempt.
     pub traces: Vec<Trace>,
-    /// Settings that were changed for that attempt: its numbers were measured under them.
-    #[serde(default)]
-    pub mitigations: Vec<Mitigation>,
     /// What outlived the run. Empty is the promise.
     pub left_behind: Vec<Leftover>,
     /// Every attempt.
@@ -70,6 +83,20 @@ pub struct Report {
     pub plan: Option<Box<Plan>>,
 }
 
+impl Report {
+    /// Whether the journal has no end: the run goes on, or the guard is dead.
+    pub fn is_open(&self) -> bool {
+        self.outcome == INTERRUPTED
+    }
+
+    /// Somebody looked, and the guard is alive.
+    pub fn still_running(&mut self) {
+        self.outcome = "running".to_owned();
+        self.reason = "the run is still going on".to_owned();
+        story::tell(self);
+    }
+}
+
 /// One attempt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
@@ -80,7 +107,7 @@ pub struct Attempt {
     /// What it failed of.
     #[serde(default)]
     pub verdict: Option<Verdict>,
-    /// Settings that were changed for it, because of what the attempts before it failed of.
+    /// What was changed for it.
     #[serde(default)]
     pub mitigations: Vec<Mitigation>,
     /// From its first to its last event.
@@ -94,6 +121,9 @@ pub struct Attempt {
     pub processes: Vec<Process>,
     /// Signals we sent.
     pub signals: Vec<String>,
+    /// Standstills that were suspected, confirmed or acted upon, the last word on each kind.
+    #[serde(default)]
+    pub standstills: Vec<Suspicion>,
     /// Profiler windows by the workers' own account.
     pub windows: Windows,
     /// The benchmark, complete or not.
@@ -102,6 +132,9 @@ pub struct Attempt {
     pub traces: Vec<Trace>,
     /// Files in the trace folder that are no complete traces.
     pub trace_problems: Vec<String>,
+    /// What the complete traces show.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Box<ProfileSummary>>,
     /// What was saved of halves.
     #[serde(default)]
     pub saved: Vec<SavedTrace>,
@@ -179,74 +212,102 @@ pub struct Moment {
 
 /// Makes the report.
 pub fn build(events: &[Event]) -> Report {
-    let mut report = Report {
-        schema: REPORT_SCHEMA,
-        run_id: String::new(),
-        guard_version: String::new(),
-        outcome: "interrupted".to_owned(),
-        exit_code: None,
-        reason:
-            "the journal ends in the middle of the run: varcas-guard itself was killed or the machine stopped"
-                .to_owned(),
-        started: events.first().map(|event| event.at.wall),
-        ended: events.last().map(|event| event.at.wall),
-        duration_s: events.last().map(|event| event.at.mono).unwrap_or_default(),
-        server: ServerFacts::default(),
-        argv: Vec::new(),
-        counts: None,
-        benchmark: None,
-        traces: Vec::new(),
-        mitigations: Vec::new(),
-        left_behind: Vec::new(),
-        attempts: Vec::new(),
-        troubles: Vec::new(),
-        unreadable: Vec::new(),
-        timeline: Vec::new(),
-        plan: None,
-    };
-    let mut numbers: BTreeSet<u32> = events.iter().map(|event| event.attempt).collect();
-    numbers.remove(&0);
-    for number in numbers {
-        let of_attempt: Vec<&Event> = events.iter().filter(|event| event.attempt == number).collect();
-        let mut attempt = attempt(number, &of_attempt);
-        // Decided at the end of the attempt before.
-        attempt.mitigations = mitigations(events, number);
-        report.attempts.push(attempt);
-    }
+    let mut builder = Builder::default();
     for event in events {
-        run_level(&mut report, event);
+        builder.push(event);
+    }
+    builder.finish()
+}
+
+/// Makes the report while the journal streams by.
+#[derive(Debug)]
+pub struct Builder {
+    report: Report,
+    attempts: BTreeMap<u32, Open>,
+    /// What was changed for the next attempt, and for it alone: what stays in force is said again.
+    mitigations: Vec<Mitigation>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        let report = Report {
+            schema: REPORT_SCHEMA,
+            run_id: String::new(),
+            guard_version: String::new(),
+            outcome: INTERRUPTED.to_owned(),
+            exit_code: None,
+            reason: "the journal ends in the middle of the run: varcas-guard itself was killed or the machine stopped"
+                .to_owned(),
+            story: Vec::new(),
+            to_do: Vec::new(),
+            started: None,
+            ended: None,
+            duration_s: Duration::ZERO,
+            server: ServerFacts::default(),
+            argv: Vec::new(),
+            env: BTreeMap::new(),
+            counts: None,
+            mitigations: Vec::new(),
+            benchmark: None,
+            traces: Vec::new(),
+            left_behind: Vec::new(),
+            attempts: Vec::new(),
+            troubles: Vec::new(),
+            unreadable: Vec::new(),
+            timeline: Vec::new(),
+            plan: None,
+        };
+        Self { report, attempts: BTreeMap::new(), mitigations: Vec::new() }
+    }
+}
+
+impl Builder {
+    /// Takes the next event.
+    pub fn push(&mut self, event: &Event) {
+        let report = &mut self.report;
+        report.started.get_or_insert(event.at.wall);
+        report.ended = Some(event.at.wall);
+        report.duration_s = event.at.mono;
+        run_level(report, event);
         if let Some(what) = sentence(&event.kind) {
             report.timeline.push(Moment { at_s: event.at.mono, attempt: event.attempt, what });
         }
+        if let EventKind::Mitigated { changes } = &event.kind {
+            self.mitigations.clone_from(changes);
+        }
+        if event.attempt > 0 {
+            self.attempts
+                .entry(event.attempt)
+                .or_insert_with(|| {
+                    Open::new(event.attempt, event.at.mono, std::mem::take(&mut self.mitigations))
+                })
+                .push(event);
+        }
     }
-    let counts = report
-        .attempts
-        .iter()
-        .rfind(|a| a.ending.as_ref().is_some_and(|ending| ending.outcome == Outcome::Success))
-        .or_else(|| report.attempts.iter().rfind(|a| a.benchmark.is_some()))
-        .or_else(|| report.attempts.iter().rfind(|a| !a.processes.is_empty()));
-    if let Some(attempt) = counts {
-        report.counts = Some(attempt.number);
-        report.benchmark.clone_from(&attempt.benchmark);
-        report.traces.clone_from(&attempt.traces);
-        report.mitigations.clone_from(&attempt.mitigations);
-    }
-    // Only what the last attempt left can still be there: each preflight looks for what the ones before it left.
-    if let Some(last) = report.attempts.last() {
-        report.left_behind.clone_from(&last.left_behind);
-    }
-    report
-}
 
-fn mitigations(events: &[Event], number: u32) -> Vec<Mitigation> {
-    events
-        .iter()
-        .filter(|event| event.attempt + 1 == number)
-        .find_map(|event| match &event.kind {
-            EventKind::Mitigated { changes } => Some(changes.clone()),
-            _ => None,
-        })
-        .unwrap_or_default()
+    /// After the last event.
+    pub fn finish(self) -> Report {
+        let mut report = self.report;
+        report.attempts = self.attempts.into_values().map(Open::finish).collect();
+        let counts = report
+            .attempts
+            .iter()
+            .rfind(|a| a.ending.as_ref().is_some_and(|ending| ending.outcome == Outcome::Success))
+            .or_else(|| report.attempts.iter().rfind(|a| a.benchmark.is_some()))
+            .or_else(|| report.attempts.iter().rfind(|a| !a.processes.is_empty()));
+        if let Some(attempt) = counts {
+            report.counts = Some(attempt.number);
+            report.mitigations.clone_from(&attempt.mitigations);
+            report.benchmark.clone_from(&attempt.benchmark);
+            report.traces.clone_from(&attempt.traces);
+        }
+        // Only what the last attempt left can still be there: each preflight looks for what the ones before it left.
+        if let Some(last) = report.attempts.last() {
+            report.left_behind.clone_from(&last.left_behind);
+        }
+        story::tell(&mut report);
+        report
+    }
 }
 
 fn run_level(report: &mut Report, event: &Event) {
@@ -258,6 +319,7 @@ fn run_level(report: &mut Report, event: &Event) {
         }
         EventKind::PreflightFinished { server, .. } => report.server = server.clone(),
         EventKind::ServerSpawned { argv, .. } => report.argv.clone_from(argv),
+        EventKind::ServerEnvironment { env } => report.env.clone_from(env),
         EventKind::Trouble { what, error } => report.troubles.push(format!("{what}: {error}")),
         EventKind::GpusSampled(Reading::Unavailable { why }) => unreadable(report, format!("GPUs: {why}")),
         EventKind::DiskSampled { free: Reading::Unavailable { why }, .. } => {
@@ -288,31 +350,49 @@ fn kebab(outcome: Outcome) -> String {
     outcome.to_string().replace(' ', "-")
 }
 
-fn attempt(number: u32, events: &[&Event]) -> Attempt {
-    let begin = events.first().map(|event| event.at.mono).unwrap_or_default();
-    let end = events.last().map(|event| event.at.mono).unwrap_or_default();
-    let mut out = Attempt {
-        number,
-        ending: None,
-        verdict: None,
-        mitigations: Vec::new(),
-        duration_s: end.saturating_sub(begin),
-        phases: Vec::new(),
-        checks: Vec::new(),
-        processes: Vec::new(),
-        signals: Vec::new(),
-        windows: Windows::default(),
-        benchmark: None,
-        traces: Vec::new(),
-        trace_problems: Vec::new(),
-        findings: Vec::new(),
-        evidence: Vec::new(),
-        saved: Vec::new(),
-        left_behind: Vec::new(),
-        removed: Vec::new(),
-    };
-    let mut processes: BTreeMap<ProcId, Process> = BTreeMap::new();
-    for event in events {
+/// An attempt whose events are still coming.
+#[derive(Debug)]
+struct Open {
+    out: Attempt,
+    processes: BTreeMap<ProcId, Process>,
+    begin: Duration,
+    end: Duration,
+}
+
+impl Open {
+    fn new(number: u32, begin: Duration, mitigations: Vec<Mitigation>) -> Self {
+        let out = Attempt {
+            number,
+            ending: None,
+            verdict: None,
+            mitigations,
+            duration_s: Duration::ZERO,
+            phases: Vec::new(),
+            checks: Vec::new(),
+            processes: Vec::new(),
+            signals: Vec::new(),
+            standstills: Vec::new(),
+            windows: Windows::default(),
+            benchmark: None,
+            traces: Vec::new(),
+            trace_problems: Vec::new(),
+            profile: None,
+            findings: Vec::new(),
+            evidence: Vec::new(),
+            saved: Vec::new(),
+            left_behind: Vec::new(),
+            removed: Vec::new(),
+        };
+        Self { out, processes: BTreeMap::new(), begin, end: begin }
+    }
+
+    fn process(&mut self, proc: ProcId) -> &mut Process {
+        self.processes.entry(proc).or_insert(Process { proc, comm: String::new(), ended: None })
+    }
+
+    fn push(&mut self, event: &Event) {
+        self.end = event.at.mono;
+        let out = &mut self.out;
         match &event.kind {
             EventKind::PhaseEntered { phase, .. } => {
                 let at_s = event.at.mono;
@@ -329,24 +409,18 @@ fn attempt(number: u32, events: &[&Event]) -> Attempt {
                 out.checks = checks.iter().filter(|check| check.severity > Severity::Ok).cloned().collect();
             }
             EventKind::ServerSpawned { proc, argv } => {
-                let name =
-                    argv.first().map(|a| a.rsplit('/').next().unwrap_or(a).to_owned()).unwrap_or_default();
-                processes.entry(*proc).or_insert(Process { proc: *proc, comm: name, ended: None });
-            }
-            EventKind::ProcessSeen { proc, comm, .. } => {
-                processes
-                    .entry(*proc)
-                    .or_insert(Process { proc: *proc, comm: String::new(), ended: None })
-                    .comm = comm.clone();
-            }
-            EventKind::ProcessExited { proc, comm, how, .. } => {
-                let entry = processes.entry(*proc).or_insert(Process {
+                let name = argv.first().map(|a| a.rsplit('/').next().unwrap_or(a).to_owned());
+                self.processes.entry(*proc).or_insert(Process {
                     proc: *proc,
-                    comm: String::new(),
+                    comm: name.unwrap_or_default(),
                     ended: None,
                 });
-                entry.comm.clone_from(comm);
-                entry.ended = Some(*how);
+            }
+            EventKind::ProcessSeen { proc, comm, .. } => self.process(*proc).comm.clone_from(comm),
+            EventKind::ProcessExited { proc, comm, how, .. } => {
+                let process = self.process(*proc);
+                process.comm.clone_from(comm);
+                process.ended = Some(*how);
             }
             EventKind::SignalSent { signal, targets, why } => {
                 let pids: Vec<String> = targets.iter().map(|target| target.pid.to_string()).collect();
@@ -355,9 +429,14 @@ fn attempt(number: u32, events: &[&Event]) -> Attempt {
             EventKind::Finding(_) | EventKind::Clue(_) if out.findings.len() < MAX_FINDINGS => {
                 out.findings.extend(sentence(&event.kind));
             }
+            EventKind::Suspicion(suspicion) if suspicion.step != SuspicionStep::Cleared => {
+                out.standstills.retain(|other| other.kind != suspicion.kind);
+                out.standstills.push(suspicion.clone());
+            }
             EventKind::EvidenceSaved { items } => out.evidence.clone_from(items),
             EventKind::Window(line) => window(&mut out.windows, &line.what),
             EventKind::LoadFinished { summary } => out.benchmark = Some((**summary).clone()),
+            EventKind::Profiled(profile) => out.profile = Some(profile.clone()),
             EventKind::TracesCollected { traces, problems, saved } => {
                 out.saved.clone_from(saved);
                 out.traces.clone_from(traces);
@@ -375,11 +454,15 @@ fn attempt(number: u32, events: &[&Event]) -> Attempt {
             _ => {}
         }
     }
-    if let Some(last) = out.phases.last_mut() {
-        last.took_s = end.saturating_sub(last.at_s);
+
+    fn finish(mut self) -> Attempt {
+        if let Some(last) = self.out.phases.last_mut() {
+            last.took_s = self.end.saturating_sub(last.at_s);
+        }
+        self.out.duration_s = self.end.saturating_sub(self.begin);
+        self.out.processes = self.processes.into_values().collect();
+        self.out
     }
-    out.processes = processes.into_values().collect();
-    out
 }
 
 fn window(out: &mut Windows, what: &WindowEvent) {

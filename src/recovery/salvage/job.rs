@@ -1,13 +1,13 @@
 //! One trace after the other: look at every half, take the most complete, write what is worth writing.
 
-use super::compress::{GzipWriter, workers};
 use super::facts::Facts;
 use super::places::{self, Half, InUse, OUTPUT, Trace};
-use super::source::{Distrust, Fate, Member, Source};
+use super::source::{Belief, Distrust, Fate, Member, Source, turned};
 use super::stream::{Damage, Place, Sink, Walker};
 use super::weave::{Mark, Weaver};
 use super::write::Pending;
 use crate::event::SavedTrace;
+use crate::gz::{self, GzipWriter};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
@@ -18,10 +18,6 @@ const WINDOW: usize = 256 << 10;
 /// Text before the first sign of damage in a gzip that may already be wrong without showing it. Eight times as much
 /// catches half of what is left and loses far more (docs/measurements-salvage.md).
 const MARGIN: u64 = 2048;
-/// Compression of the outputs. On an H100 trace, 6 takes half as long again for 3 per cent
-/// (docs/measurements-salvage.md).
-pub const LEVEL: u32 = 5;
-
 /// What became of a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -174,8 +170,8 @@ pub struct Exam {
     pub walker: Walker,
     /// What it remembers.
     pub facts: Facts,
-    /// What to believe of its members.
-    pub distrust: Vec<Distrust>,
+    /// What to believe of it.
+    pub belief: Belief,
     /// Its members.
     pub members: Vec<Member>,
     /// Whether it is compressed.
@@ -197,12 +193,16 @@ impl Exam {
 
     /// Whether the file can be left as it is.
     pub fn is_whole(&self) -> bool {
-        self.walker.is_whole() && self.walker.saw_list() && self.sound() && self.read_error.is_none()
+        self.walker.is_whole()
+            && self.walker.saw_list()
+            && self.sound()
+            && self.read_error.is_none()
+            && self.belief.turned.is_none()
     }
 
     /// Whether no event is missing.
     pub fn has_all_events(&self) -> bool {
-        self.walker.list_closed() && self.walker.damage.lost_events == 0 && self.distrust.is_empty()
+        self.walker.list_closed() && self.walker.damage.lost_events == 0 && self.belief.distrust.is_empty()
     }
 }
 
@@ -249,13 +249,22 @@ fn push<S: Sink>(
     }
 }
 
+fn walker(belief: &Belief) -> Walker {
+    let mut walker = Walker::new();
+    if belief.unnumbered {
+        walker.turns.ignore();
+    }
+    walker
+}
+
 /// Reads a half once or, if a gzip lies about its contents, again with less belief.
 pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> {
     let size = std::fs::metadata(path)?.len();
-    let mut distrust: Vec<Distrust> = Vec::new();
+    let mut belief = Belief::default();
+    let mut searched = false;
     loop {
-        let mut source = Source::open(path, &distrust)?;
-        let mut walker = Walker::new();
+        let mut source = Source::open(path, &belief)?;
+        let mut walker = walker(&belief);
         let mut facts = Facts::default();
         let mut window = vec![0; WINDOW];
         let error = push(&mut source, &mut walker, &mut facts, &mut window, |_, read| {
@@ -264,16 +273,27 @@ pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> 
             }
             Ok(())
         })?;
+        if walker.turns.mean_nothing() && !belief.unnumbered {
+            belief.unnumbered = true;
+            continue;
+        }
         let members = source.members().to_vec();
-        let more = doubts(&members, &walker.damage, &distrust);
+        if !searched && one_bit_may_be_wrong(&members, &walker.damage) {
+            searched = true;
+            belief.turned = turned(path)?;
+            if belief.turned.is_some() {
+                continue;
+            }
+        }
+        let more = doubts(&members, &walker.damage, &belief.distrust);
         if let Some(more) = more {
-            distrust.push(more);
+            belief.distrust.push(more);
             continue;
         }
         return Ok(Exam {
             walker,
             facts,
-            distrust,
+            belief,
             gzip: source.is_gzip(),
             read: source.read,
             text: source.given,
@@ -282,6 +302,16 @@ pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> 
             read_error: error.map(|error| error.to_string()),
         });
     }
+}
+
+/// Whether it is worth to look for a flipped bit. Zero bytes are a block that was not written; the text of a gzip that is merely
+/// cut is good to its end, while a flip near the end of a whole one may let it run over its checksum.
+fn one_bit_may_be_wrong(members: &[Member], damage: &Damage) -> bool {
+    members.first().is_some_and(|member| match member.fate {
+        Fate::WrongSum | Fate::Broken => member.hole.is_none(),
+        Fate::Cut => member.hole.is_none() && damage.broken.is_some(),
+        Fate::Sound => false,
+    })
 }
 
 /// The next member that turned out to be wrong and from where. In a damaged gzip everything behind the first sign of
@@ -400,13 +430,19 @@ pub fn describe(trace: &Trace, half: &Half, exam: &Exam) -> Salvaged {
     if damage.lost_events > 0 && exam.walker.list_closed() {
         notes.push(format!("{} events inside are damaged and were dropped", damage.lost_events));
     }
-    if exam.distrust.iter().len() > 0 {
+    if !exam.belief.distrust.is_empty() {
         notes.push("the gzip is damaged: what follows the damage is not believed".to_owned());
     }
-    if exam.members.iter().any(|member| member.fate == Fate::WrongSum) && exam.distrust.is_empty() {
+    if exam.members.iter().any(|member| member.fate == Fate::WrongSum) && exam.belief.distrust.is_empty() {
         notes.push(
             "the checksum is wrong although everything reads well: single values may be false".to_owned(),
         );
+    }
+    if let Some(turned) = exam.belief.turned {
+        notes.push(format!(
+            "one bit of the gzip was wrong (byte {}): put right, and the checksum agrees",
+            turned.at
+        ));
     }
     if exam.garbage > 0 {
         notes.push(format!("{} bytes behind the gzip were ignored", exam.garbage));
@@ -449,7 +485,7 @@ fn produce(
 ) -> io::Result<()> {
     let name = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let pending = Pending::create(target)?;
-    let gzip = GzipWriter::new(io::BufWriter::new(pending), LEVEL, workers())?;
+    let gzip = GzipWriter::new(io::BufWriter::new(pending), gz::LEVEL, gz::workers())?;
     let gzip = weave(&half.path, exam, record, &name, gzip, options.progress)?;
     let pending = gzip.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
     let keep = (options.in_place && target.exists()).then(|| broken_name(target));
@@ -480,8 +516,8 @@ pub fn weave<W: io::Write>(
         note: record.note.clone(),
     };
     let mut weaver = Weaver::new(out, &exam.facts, &mark, name, restore)?;
-    let mut source = Source::open(path, &exam.distrust)?;
-    let mut walker = Walker::new();
+    let mut source = Source::open(path, &exam.belief)?;
+    let mut walker = walker(&exam.belief);
     let mut window = vec![0; WINDOW];
     push(&mut source, &mut walker, &mut weaver, &mut window, |weaver, read| {
         if let Some(progress) = progress {

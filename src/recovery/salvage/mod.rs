@@ -1,16 +1,20 @@
-//! Trace repair: nothing that reached the disk is lost. `places` finds the halves, `source` opens them, `stream` walks
-//! through one (`scan` below it, `repair` beside it), `facts` remembers what a cut trace lacks, `weave` makes the
-//! output, `write` puts it on the disk, `job` does one trace after the other.
+//! Trace repair: nothing that reached the disk is lost. `places` finds the halves, `source` opens them (`flip` looks for
+//! the one bit that is wrong), `stream` walks through one (`scan` below it, `repair` and `turns` beside it), `facts`
+//! remembers what a cut trace lacks, `weave` makes the output, `write` puts it on the disk, `job` does one trace after the
+//! other.
 
-pub mod compress;
+mod anchors;
 pub mod facts;
+pub mod flip;
 pub mod habits;
+mod inflate;
 pub mod job;
 pub mod places;
 pub mod repair;
 pub mod scan;
 pub mod source;
 pub mod stream;
+pub mod turns;
 pub mod weave;
 pub mod write;
 

@@ -3,7 +3,7 @@
 //! head does, or else the pid, or else the time. A window of ours is `.NAME.json.part.tmp`, then `.NAME.json.part`, then
 //! `NAME.json`; `.NAME.json.gz.tmp` is its compression.
 
-use super::source::Source;
+use super::source::{Belief, Source};
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -197,7 +197,7 @@ fn is_trace(name: &str, head: &[u8]) -> bool {
 }
 
 fn peek(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut source = Source::open(path, &[])?;
+    let mut source = Source::open(path, &Belief::default())?;
     let mut head = vec![0; PEEK];
     let mut have = 0;
     while have < PEEK {

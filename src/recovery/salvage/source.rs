@@ -1,6 +1,7 @@
 //! Opens one half, plain or gzip, and gives out what can be read of it: a gzip without its end up to its last whole
 //! symbol, every member of several, the members behind a broken one.
 
+use super::flip;
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 use memchr::memmem;
 use std::fs::File;
@@ -11,6 +12,9 @@ const MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
 /// Deflated text never holds this many zero bytes; a block that never reached the disk does.
 const HOLE: [u8; 64] = [0; 64];
 const INPUT: usize = 64 << 10;
+/// Larger files are not searched for a flipped bit: the search holds them in memory and takes seconds for each of their
+/// megabytes.
+const MOST_SEARCHED: u64 = 16 << 20;
 /// Members of which the fate is remembered.
 const MOST_MEMBERS: usize = 1024;
 
@@ -49,6 +53,26 @@ pub struct Distrust {
     pub keep: u64,
 }
 
+/// A bit of the file that is to be read the other way round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turned {
+    /// Offset of its byte in the file.
+    pub at: u64,
+    /// Bit of the byte.
+    pub bit: u8,
+}
+
+/// What an earlier reading of a half found out about it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Belief {
+    /// What its members may be believed.
+    pub distrust: Vec<Distrust>,
+    /// The one bit that is wrong in it.
+    pub turned: Option<Turned>,
+    /// The numbers of its events say nothing (see [`super::turns`]).
+    pub unnumbered: bool,
+}
+
 enum Body {
     Plain,
     Gzip(Box<Gzip>),
@@ -65,8 +89,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a half. What its members may be believed is known from an earlier reading.
-    pub fn open(path: &Path, distrust: &[Distrust]) -> io::Result<Self> {
+    /// Opens a half.
+    pub fn open(path: &Path, belief: &Belief) -> io::Result<Self> {
         let mut file = File::open(path)?;
         let mut start = vec![0; 3];
         let mut have = 0;
@@ -78,7 +102,7 @@ impl Source {
         }
         start.truncate(have);
         let gzip = start == MAGIC || (have > 0 && MAGIC.starts_with(&start));
-        let body = if gzip { Body::Gzip(Box::new(Gzip::new(distrust))) } else { Body::Plain };
+        let body = if gzip { Body::Gzip(Box::new(Gzip::new(belief))) } else { Body::Plain };
         use std::io::Seek;
         file.rewind()?;
         Ok(Self { file, body, read: 0, given: 0 })
@@ -155,13 +179,13 @@ struct Gzip {
     members: Vec<Member>,
     count: usize,
     garbage: u64,
-    distrust: Vec<Distrust>,
+    belief: Belief,
     /// A zero byte between texts that do not belong together, so that no event grows over the seam.
     seam: bool,
 }
 
 impl Gzip {
-    fn new(distrust: &[Distrust]) -> Self {
+    fn new(belief: &Belief) -> Self {
         Self {
             input: vec![0; INPUT],
             from: 0,
@@ -176,7 +200,7 @@ impl Gzip {
             members: Vec::new(),
             count: 0,
             garbage: 0,
-            distrust: distrust.to_vec(),
+            belief: belief.clone(),
             seam: false,
         }
     }
@@ -194,6 +218,11 @@ impl Gzip {
         }
         while self.to < want {
             let count = retry(|| file.read(&mut self.input[self.to..]))?;
+            if let Some(turned) = self.belief.turned
+                && (*read..*read + count as u64).contains(&turned.at)
+            {
+                self.input[self.to + (turned.at - *read) as usize] ^= 1 << turned.bit;
+            }
             self.to += count;
             *read += count as u64;
             if count == 0 {
@@ -205,7 +234,7 @@ impl Gzip {
     }
 
     fn believed(&self) -> u64 {
-        let rule = self.distrust.iter().find(|rule| rule.member == self.count);
+        let rule = self.belief.distrust.iter().find(|rule| rule.member == self.count);
         rule.map_or(u64::MAX, |rule| rule.keep)
     }
 
@@ -343,6 +372,25 @@ impl Gzip {
             }
         }
     }
+}
+
+/// Looks for a single bit that makes a gzip of one member right (see [`flip`]). `None` also for a file that is too large to
+/// be searched.
+pub fn turned(path: &Path) -> io::Result<Option<Turned>> {
+    if std::fs::metadata(path)?.len() > MOST_SEARCHED {
+        return Ok(None);
+    }
+    let mut raw = std::fs::read(path)?;
+    let Some(Some(header)) = header_len(&raw) else { return Ok(None) };
+    let Some(tail) = raw.last_chunk().copied() else { return Ok(None) };
+    let [a, b, c, d, e, f, g, h]: [u8; 8] = tail;
+    let end = raw.len() - 8;
+    if header >= end {
+        return Ok(None);
+    }
+    let (sum, length) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+    let found = flip::find(&mut raw[header..end], sum, length);
+    Ok(found.map(|flip| Turned { at: (header + flip.at) as u64, bit: flip.bit }))
 }
 
 /// The length of a gzip header (RFC 1952): `None` if it is not all there, `Some(None)` if it is none.

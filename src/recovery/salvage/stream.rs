@@ -4,9 +4,11 @@
 //!
 //! Pure.
 
+use super::anchors::{LOOK_BACK, begins_line, candidates, is_event_key, next_key_line};
 use super::habits::Habits;
 use super::repair;
 use super::scan::{Cursor, ENTRY_DEPTH, EVENT_DEPTH, Event, Stop};
+use super::turns::Turns;
 use memchr::memmem;
 
 /// The largest event or entry that is kept whole. Kineto's reach some ten kilobytes.
@@ -15,8 +17,6 @@ pub const LARGEST: usize = 8 << 20;
 const MEND_WINDOW: usize = 64 << 10;
 /// How many next events are tried as the end of one that is to be mended: a name can hold what looks like one.
 const MEND_ENDS: usize = 3;
-/// Bytes kept when nothing was found: what decides about the next candidate may lie before it.
-const LOOK_BACK: usize = 64;
 
 /// Which entries of the document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +109,8 @@ pub struct Walker {
     habits: Habits,
     /// The head is Kineto's, so events without a place in time are damage.
     kineto: bool,
+    /// The numbers of its events.
+    pub turns: Turns,
     /// What was wrong so far.
     pub damage: Damage,
 }
@@ -132,6 +134,7 @@ impl Walker {
             list_closed: false,
             habits: Habits::default(),
             kineto: false,
+            turns: Turns::default(),
             damage: Damage::default(),
         }
     }
@@ -262,7 +265,11 @@ impl Walker {
                     if event.doubled || (self.kineto && !event.placed(data)) {
                         return self.trouble(data, from, end, Stop::Bad, last, sink);
                     }
-                    sink.event(&event, data);
+                    if !self.kineto || self.turns.keep(&event, data, false) {
+                        sink.event(&event, data);
+                    } else {
+                        self.drop_event(from, end);
+                    }
                     if follower == Some(b',') {
                         self.slot = Slot::AfterComma;
                         cursor.pos += 1;
@@ -294,11 +301,25 @@ impl Walker {
         }
     }
 
-    /// Something in the event list that is no object. Strict JSON allows it, so an undamaged document keeps it.
+    /// Whether a mended event can be one that Kineto wrote badly. Only names and arguments come from outside.
+    fn may_be_written(&mut self, event: &Event, text: &[u8]) -> bool {
+        event.placed(text) && !event.cat.of(text).contains(&b'\\') && self.turns.keep(event, text, false)
+    }
+
+    /// It reads well, but it is none of those that were written.
+    #[cold]
+    fn drop_event(&mut self, from: usize, end: usize) {
+        self.broken(from);
+        self.damage.lost_events += 1;
+        self.damage.lost_bytes += (end - from) as u64;
+    }
+
+    /// Something in the event list that is no object. Strict JSON allows it, so an undamaged document keeps it; Kineto never
+    /// writes it.
     #[cold]
     fn stranger<S: Sink>(&mut self, data: &[u8], from: usize, last: bool, sink: &mut S) -> Next {
         let mut cursor = Cursor::new(data, from);
-        if self.damage == Damage::default() && self.slot != Slot::AfterValue {
+        if !self.kineto && self.damage == Damage::default() && self.slot != Slot::AfterValue {
             let read = cursor.value(self.depth);
             let end = cursor.pos;
             if read {
@@ -348,7 +369,7 @@ impl Walker {
             if let Some((mended, used)) = ends.iter().find_map(|&end| repair::event(&data[from..end])) {
                 let mut event = Event::default();
                 let read = Cursor::new(&mended, 0).event(&mut event, self.depth) && !event.doubled;
-                if read && (!self.kineto || event.placed(&mended)) {
+                if read && (!self.kineto || self.may_be_written(&event, &mended)) {
                     self.damage.mended += 1;
                     sink.event(&event, &mended);
                     self.slot = Slot::AfterValue;
@@ -379,7 +400,11 @@ impl Walker {
                         return next;
                     }
                     self.skip(&data[pos..from]);
-                    sink.event(&event, data);
+                    if !self.kineto || self.turns.keep(&event, data, true) {
+                        sink.event(&event, data);
+                    } else {
+                        self.drop_event(from, cursor.pos);
+                    }
                     self.saw_list = true;
                     self.slot = Slot::AfterValue;
                     self.place = Place::Events;
@@ -452,6 +477,9 @@ impl Walker {
                     return self.entry_trouble(part, data, from, None, &cursor, last, sink);
                 };
                 self.kineto |= key == b"schemaVersion" || key == b"deviceProperties";
+                if key == b"salvaged" {
+                    self.turns.ignore();
+                }
                 if part == Part::Head && key == b"traceEvents" && cursor.peek() == Some(b'[') {
                     self.saw_list = true;
                     self.place = Place::Events;
@@ -561,33 +589,4 @@ impl Walker {
         }
         Next::Want { from: data.len(), len: 1 }
     }
-}
-
-/// Positions from `pos` on where an event may begin: an opening brace at the start of a line or of a list element,
-/// followed by a key.
-fn candidates(data: &[u8], pos: usize) -> impl Iterator<Item = usize> + '_ {
-    memchr::memchr_iter(b'{', &data[pos..]).map(move |at| at + pos).filter(move |&at| {
-        let before = data[..at].iter().rev().take(LOOK_BACK).find(|b| !matches!(b, b' ' | b'\t' | b'\r'));
-        let after = data[at + 1..].iter().take(LOOK_BACK).find(|b| !b.is_ascii_whitespace());
-        matches!(before, None | Some(b'\n' | b',' | b'[' | b'}' | 0)) && matches!(after, None | Some(b'"'))
-    })
-}
-
-fn begins_line(data: &[u8], at: usize) -> bool {
-    data[..at].iter().rev().take(LOOK_BACK).find(|b| **b != b' ') == Some(&b'\n')
-}
-
-/// The first line after `pos` that begins with a quote, as every entry of Kineto does.
-fn next_key_line(data: &[u8], pos: usize) -> Option<usize> {
-    memchr::memchr_iter(b'\n', &data[pos.min(data.len())..]).find_map(|at| {
-        let line = pos + at + 1;
-        let indent = data[line..].iter().take(LOOK_BACK).position(|b| *b != b' ')?;
-        (data[line + indent] == b'"').then_some(line + indent)
-    })
-}
-
-fn is_event_key(line: &[u8]) -> bool {
-    [&b"\"ph\""[..], b"\"name\"", b"\"cat\"", b"\"ts\"", b"\"pid\"", b"\"tid\"", b"\"dur\"", b"\"args\""]
-        .iter()
-        .any(|key| line.starts_with(key))
 }

@@ -241,7 +241,7 @@ impl Job {
                 },
                 Some(_) = tasks.join_next() => {}
                 _ = tick.tick() => {
-                    let progress = shared.tally.borrow().progress();
+                    let progress = shared.tally.borrow_mut().tick();
                     let _ = self.news.send(EventKind::LoadProgressed(progress));
                     if let Some(since) = shared.refused_since.get()
                         && instant_now().duration_since(start) >= since + GONE_AFTER
@@ -266,8 +266,8 @@ impl Job {
         let cpu = thread_cpu().zip(cpu).map(|(now, before)| now.saturating_sub(before));
         let wall = instant_now().duration_since(start);
         let shared = Rc::into_inner(shared).ok_or("a request outlived its cancellation")?;
-        let tally = shared.tally.into_inner();
-        let _ = self.news.send(EventKind::LoadProgressed(tally.progress()));
+        let mut tally = shared.tally.into_inner();
+        let _ = self.news.send(EventKind::LoadProgressed(tally.tick()));
         Ok(Streamed {
             client: probe.finish(cpu, wall),
             tally,

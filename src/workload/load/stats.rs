@@ -141,6 +141,12 @@ impl Gaps {
         (mean / 1e3, variance.sqrt() / 1e3)
     }
 
+    /// The short form that events carry.
+    pub fn latency(&self) -> Latency {
+        let [p50, p90, p99, max] = self.percentiles([50.0, 90.0, 99.0, 100.0]);
+        Latency { n: self.count, mean: self.moments().0, p50, p90, p99, max }
+    }
+
     /// Percentiles in milliseconds, each in 0 to 100.
     pub fn percentiles<const N: usize>(&self, percents: [f64; N]) -> [f64; N] {
         let all = self.ascending();

@@ -209,6 +209,8 @@ pub struct Tally {
     points: Vec<Point>,
     /// Microseconds to the first token: three digits are enough for the live view, and its size does not grow.
     live: Histogram<u32>,
+    /// Microseconds to the first token of the requests that succeeded since the last [`Tally::tick`].
+    recent: Vec<u64>,
     coalesced: u64,
     peak_in_flight: u64,
     first_sent: Option<Duration>,
@@ -233,6 +235,7 @@ impl Tally {
             slos: schedule.mix.workloads.iter().map(|w| w.slo.map_or(slo, Slo::of)).collect(),
             points: Vec::new(),
             live: live(),
+            recent: Vec::new(),
             coalesced: 0,
             peak_in_flight: 0,
             first_sent: None,
@@ -247,6 +250,17 @@ impl Tally {
             ttft_p50_us: self.live.value_at_quantile(0.5),
             ttft_p99_us: self.live.value_at_quantile(0.99),
             ..self.progress
+        }
+    }
+
+    /// The counts so far, and what was seen since the last tick.
+    pub fn tick(&mut self) -> LoadProgress {
+        let mut recent = std::mem::take(&mut self.recent);
+        recent.sort_unstable();
+        LoadProgress {
+            recent_ttft_p50_us: recent.get(recent.len().saturating_sub(1) / 2).copied().unwrap_or(0),
+            recent_ttft_max_us: recent.last().copied().unwrap_or(0),
+            ..self.progress()
         }
     }
 
@@ -291,6 +305,7 @@ impl Tally {
                 self.progress.completed += 1;
                 if let Some(ttft) = record.ttft() {
                     self.live.saturating_record(ttft.as_micros() as u64);
+                    self.recent.push(ttft.as_micros() as u64);
                 }
                 let ms = |d: Option<Duration>| d.map_or(f32::NAN, |d| (d.as_secs_f64() * 1e3) as f32);
                 self.points.push(Point {
@@ -426,7 +441,9 @@ impl Totals {
                 failed: sums.failed,
                 mean_prompt_tokens,
                 mean_output_tokens,
+                good: self.has_slo.then_some(sums.good),
                 ttft_ms: sums.ttft.latency(),
+                tpot_ms: sums.tpot.latency(),
                 e2el_ms: sums.e2el.latency(),
             }
         };
@@ -440,7 +457,9 @@ impl Totals {
             output_throughput: self.per_second(self.all.output_tokens),
             ttft_ms: self.all.ttft.latency(),
             tpot_ms: self.all.tpot.latency(),
+            itl_ms: self.gaps.latency(),
             e2el_ms: self.all.e2el.latency(),
+            request_goodput: self.has_slo.then(|| self.per_second(self.all.good)),
             by_workload: self.by_workload.iter().map(workload).collect(),
             errors: self.errors.clone(),
             warnings: Vec::new(),

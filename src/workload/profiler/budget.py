@@ -9,6 +9,8 @@ flushed longer). A window opens when enough has been saved up for it.
 FIRST_STEPS = 4
 # Whoever rested longer than for one and a half windows opens no two in a row.
 MOST_SAVED = 1.5
+# A window that needs more seconds of work to be paid for is made shorter, but not than the first one.
+LONGEST_REST = 10.0
 # A load is higher than any recorded one from this factor on.
 HIGHER = 1.25
 # Weight of the newest value in running means.
@@ -152,7 +154,13 @@ class Budget:
             fresh = 1.0 if self.windows <= 2 else FRESH_WINDOW
             self.step_cost = _mean(self.step_cost, cost / steps, fresh)
             self.step_bytes = size / steps
-        self.length = min(2 * self.length, self.fitting())
+        self.length = min(2 * self.length, self.fitting(), max(FIRST_STEPS, self.affordable()))
+
+    def affordable(self):
+        """Many short windows see more than few long ones."""
+        if self.share is None or not self.step_cost:
+            return self.most_steps
+        return int(self.share * LONGEST_REST / self.step_cost)
 
     def fitting(self):
         """Steps that stay within the size of a window, as far as is known."""

@@ -218,7 +218,8 @@ class Recorder:
         if step[2] is not None and len(getattr(scheduled, "scheduled_new_reqs", ())) == step[2]:
             # Only newcomers: the engine had nothing to do in between.
             seconds = min(seconds, self.step_called)
-        self.budget.work(seconds + self.flushed_s)
+        if self.phase != NOT_YET:
+            self.budget.work(seconds + self.flushed_s)
         self.flushed_s = 0.0
         settling = self.settling
         if self.profile is None and settling is None:

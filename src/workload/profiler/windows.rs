@@ -3,18 +3,20 @@
 //!
 //! What cannot be read to its end is left exactly as it lies and named: the salvage may still make something of it.
 
+use super::analyse::{Analyser, WindowProfile};
+use super::composition::{self, Facts};
+use super::merge::MERGED;
+use super::read::read;
+use super::summary::Aggregate;
 #[cfg(doc)]
 use crate::event::Phase;
-use crate::event::{Trace, WindowEvent, WindowLine};
-use flate2::Compression;
+use crate::event::{ProfileSummary, Trace, WindowEvent, WindowLine};
+use crate::gz::{self, GzipWriter};
 use flate2::bufread::MultiGzDecoder;
-use flate2::write::GzEncoder;
-use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Name of the index inside the trace folder.
 pub const INDEX: &str = "windows.jsonl";
@@ -29,8 +31,8 @@ const PLAIN: &str = ".pt.trace.json";
 const PACKED: &str = ".pt.trace.json.gz";
 /// End of the names of what the salvage made.
 const SALVAGED: &str = ".salvaged.pt.trace.json.gz";
-/// On an H100 trace, levels above this cost twice the time for a few per cent.
-const LEVEL: u32 = 4;
+/// Reading a window keeps one core busy, compressing it a little more than one; more would only disturb.
+const MOST_WORKERS: usize = 2;
 const CHUNK: usize = 256 * 1024;
 
 /// One line of the index. `None` for a torn line and for an event this version does not know; neither is an error.
@@ -120,51 +122,144 @@ pub fn parse_name(file: &str) -> Option<(u32, u32)> {
     Some((rank.parse().ok()?, window.parse().ok()?))
 }
 
+/// What lies in a trace folder.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// The complete traces.
+    pub traces: Vec<Trace>,
+    /// Everything else, in words.
+    pub problems: Vec<String>,
+    /// What the complete traces show together; none without any.
+    pub profile: Option<ProfileSummary>,
+    /// The text of the workers' index.
+    pub index: String,
+}
+
 /// Checks, counts and compresses the windows in `traces`; returns the complete ones and, in words, everything else. Can be
 /// repeated: what an earlier call finished is only read again.
 pub fn collect(traces: &Path) -> (Vec<Trace>, Vec<String>) {
-    let mut problems = Vec::new();
-    let index = match fs::read(traces.join(INDEX)) {
-        Ok(bytes) => parse_index(&String::from_utf8_lossy(&bytes)),
-        Err(error) => {
-            if error.kind() != io::ErrorKind::NotFound {
-                problems.push(format!("cannot read {INDEX}: {error}"));
-            }
-            Index::default()
-        }
-    };
-    let names = match list(traces) {
-        Ok(names) => names,
-        Err(error) => {
-            problems.push(format!("cannot list {}: {error}", traces.display()));
-            return (Vec::new(), problems);
-        }
-    };
-    let mut found = Vec::new();
-    for name in &names {
-        if name.ends_with(PLAIN) && !name.starts_with('.') {
-            collect_plain(traces, name, &mut found, &mut problems);
-        } else if name.ends_with(SALVAGED) {
-            // Made from one of the others.
-        } else if name.ends_with(PACKED) && !name.starts_with('.') {
-            let plain = name.trim_end_matches(".gz");
-            // Beside its plain form it is about to be written again, or it is what torch left half done.
-            if !names.contains(plain) {
-                collect_packed(traces, name, &mut found, &mut problems);
-            }
-        } else if is_ours_to_redo(name, &names) {
-            // An earlier collection was interrupted; this one writes the file anew.
-        } else if name.ends_with(".part") || name.ends_with(".tmp") {
-            let size = fs::metadata(traces.join(name)).map_or(0, |meta| meta.len());
-            problems.push(format!("{name}: {size} bytes of a file whose writer was stopped; left as it is"));
+    let Collected { traces, problems, .. } = collect_and_profile(traces);
+    (traces, problems)
+}
+
+/// As [`collect`], and says what the windows show: the same pass over each file yields both.
+pub fn collect_and_profile(traces: &Path) -> Collected {
+    Gatherer::new(traces).finish()
+}
+
+/// Takes windows as they are finished, so that a night of them is neither kept in plain form nor read at its end.
+pub struct Gatherer {
+    traces: PathBuf,
+    found: Found,
+    /// Files that were taken, under the names that the workers gave them.
+    taken: BTreeSet<String>,
+    problems: Vec<String>,
+}
+
+impl Gatherer {
+    /// Nothing is read yet.
+    pub fn new(traces: &Path) -> Self {
+        Self {
+            traces: traces.to_owned(),
+            found: Found::default(),
+            taken: BTreeSet::new(),
+            problems: Vec::new(),
         }
     }
-    for trace in &mut found {
-        annotate(trace, &index);
+
+    /// Takes a line of the index. The window that it calls closed is checked, counted and compressed; one that cannot be is left
+    /// to [`Self::finish`].
+    pub fn hear(&mut self, line: &str) {
+        self.found.facts.push(line);
+        if let Some(WindowLine { what: WindowEvent::Closed { file, .. }, .. }) = parse_line(line)
+            && parse_name(&file).is_some()
+            && !self.taken.contains(&file)
+        {
+            let mut told = Vec::new();
+            if collect_plain(&self.traces, &file, &mut self.found, &mut told) {
+                self.taken.insert(file);
+                self.problems.append(&mut told);
+            }
+        }
     }
-    found.sort_by(|a, b| (a.window, a.rank, &a.file).cmp(&(b.window, b.rank, &b.file)));
-    report_fates(&index, &names, &mut problems);
-    (found, problems)
+
+    /// Takes everything else in the folder, and says what there is.
+    pub fn finish(mut self) -> Collected {
+        let (traces, mut problems) = (self.traces.as_path(), self.problems);
+        let text = match fs::read(traces.join(INDEX)) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    problems.push(format!("cannot read {INDEX}: {error}"));
+                }
+                String::new()
+            }
+        };
+        self.found.facts = composition::parse(&text);
+        let index = parse_index(&text);
+        let names = match list(traces) {
+            Ok(names) => names,
+            Err(error) => {
+                problems.push(format!("cannot list {}: {error}", traces.display()));
+                return Collected { problems, ..Collected::default() };
+            }
+        };
+        let found = &mut self.found;
+        for name in &names {
+            if self.taken.contains(name.trim_end_matches(".gz")) {
+                // Done while the run went on.
+            } else if name.ends_with(PLAIN) && !name.starts_with('.') {
+                collect_plain(traces, name, found, &mut problems);
+            } else if name.ends_with(SALVAGED) || name.ends_with(MERGED) {
+                // Made from others.
+            } else if name.ends_with(PACKED) && !name.starts_with('.') {
+                let plain = name.trim_end_matches(".gz");
+                // Beside its plain form it is about to be written again, or it is what torch left half done.
+                if !names.contains(plain) {
+                    collect_packed(traces, name, found, &mut problems);
+                }
+            } else if is_ours_to_redo(name, &names) {
+                // An earlier collection was interrupted; this one writes the file anew.
+            } else if name.ends_with(".part") || name.ends_with(".tmp") {
+                let size = fs::metadata(traces.join(name)).map_or(0, |meta| meta.len());
+                problems
+                    .push(format!("{name}: {size} bytes of a file whose writer was stopped; left as it is"));
+            }
+        }
+        let Found { list: mut traces, profile, .. } = self.found;
+        for trace in &mut traces {
+            annotate(trace, &index);
+        }
+        traces.sort_by(|a, b| (a.window, a.rank, &a.file).cmp(&(b.window, b.rank, &b.file)));
+        report_fates(&index, &names, &mut problems);
+        Collected { traces, problems, profile: profile.finish(), index: text }
+    }
+}
+
+/// The complete traces so far, what the index says of them and what they show.
+#[derive(Default)]
+struct Found {
+    list: Vec<Trace>,
+    facts: Facts,
+    profile: Aggregate,
+}
+
+impl Found {
+    fn push(&mut self, counted: Counted, file: String, bytes: u64) {
+        self.list.push(Trace {
+            bytes,
+            json_bytes: counted.bytes,
+            events: counted.profile.events,
+            kernels: counted.profile.kernels,
+            rank: None,
+            window: None,
+            steps: None,
+            complete: true,
+            file,
+        });
+        let place = self.list.last().and_then(|trace| parse_name(&trace.file));
+        self.profile.push(place, self.facts.of(place), counted.profile);
+    }
 }
 
 fn list(traces: &Path) -> io::Result<BTreeSet<String>> {
@@ -205,7 +300,8 @@ fn report_fates(index: &Index, names: &BTreeSet<String>, problems: &mut Vec<Stri
     }
 }
 
-fn collect_plain(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &mut Vec<String>) {
+/// False if it is not a complete trace.
+fn collect_plain(traces: &Path, name: &str, found: &mut Found, problems: &mut Vec<String>) -> bool {
     let plain = traces.join(name);
     let packed = format!("{name}.gz");
     let unfinished = traces.join(format!(".{packed}.tmp"));
@@ -213,7 +309,7 @@ fn collect_plain(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &m
         Ok(both) => both,
         Err(error) => {
             problems.push(format!("{name}: cannot be read: {error}; left as it is"));
-            return;
+            return false;
         }
     };
     let counted = match read {
@@ -221,7 +317,7 @@ fn collect_plain(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &m
         Err(error) => {
             discard(&unfinished, problems);
             problems.push(format!("{name}: not a complete trace ({error}); left as it is"));
-            return;
+            return false;
         }
     };
     let moved = compressed.and_then(|bytes| {
@@ -234,16 +330,17 @@ fn collect_plain(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &m
             if let Err(error) = fs::remove_file(&plain) {
                 problems.push(format!("{name}: compressed, but the plain file stays: {error}"));
             }
-            found.push(counted.trace(packed, bytes));
+            found.push(counted, packed, bytes);
         }
         Err(error) => {
             // A complete trace that does not fit twice on the disk is still a complete trace.
             discard(&unfinished, problems);
             problems.push(format!("{name}: complete, but it could not be compressed: {error}"));
             let bytes = counted.bytes;
-            found.push(counted.trace(name.to_owned(), bytes));
+            found.push(counted, name.to_owned(), bytes);
         }
     }
+    true
 }
 
 fn discard(unfinished: &Path, problems: &mut Vec<String>) {
@@ -254,7 +351,7 @@ fn discard(unfinished: &Path, problems: &mut Vec<String>) {
     }
 }
 
-fn collect_packed(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &mut Vec<String>) {
+fn collect_packed(traces: &Path, name: &str, found: &mut Found, problems: &mut Vec<String>) {
     let path = traces.join(name);
     let read = File::open(&path).and_then(|file| {
         let bytes = file.metadata()?.len();
@@ -262,7 +359,7 @@ fn collect_packed(traces: &Path, name: &str, found: &mut Vec<Trace>, problems: &
         Ok((count(BufReader::with_capacity(CHUNK, decoder)), bytes))
     });
     match read {
-        Ok((Ok(counted), bytes)) => found.push(counted.trace(name.to_owned(), bytes)),
+        Ok((Ok(counted), bytes)) => found.push(counted, name.to_owned(), bytes),
         Ok((Err(error), _)) => {
             problems.push(format!("{name}: not a complete trace ({error}); left as it is"))
         }
@@ -297,17 +394,17 @@ impl Read for Tee {
 }
 
 enum Sink {
-    Good(Box<GzEncoder<BufWriter<File>>>),
+    Good(Box<GzipWriter<BufWriter<File>>>),
     Bad(io::Error),
 }
 
 impl Sink {
     fn open(path: &Path) -> Self {
-        match File::create(path) {
-            Ok(file) => Self::Good(Box::new(GzEncoder::new(
-                BufWriter::with_capacity(CHUNK, file),
-                Compression::new(LEVEL),
-            ))),
+        let workers = gz::workers().min(MOST_WORKERS);
+        let opened = File::create(path)
+            .and_then(|file| GzipWriter::new(BufWriter::with_capacity(CHUNK, file), gz::LEVEL, workers));
+        match opened {
+            Ok(encoder) => Self::Good(Box::new(encoder)),
             Err(error) => Self::Bad(error),
         }
     }
@@ -332,37 +429,18 @@ impl Sink {
     }
 }
 
-/// What one pass over a trace counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What one pass over a trace finds.
+#[derive(Debug)]
 struct Counted {
-    events: u64,
-    kernels: u64,
+    profile: WindowProfile,
     bytes: u64,
-}
-
-impl Counted {
-    fn trace(self, file: String, bytes: u64) -> Trace {
-        Trace {
-            file,
-            bytes,
-            json_bytes: self.bytes,
-            events: self.events,
-            kernels: self.kernels,
-            rank: None,
-            window: None,
-            steps: None,
-            complete: true,
-        }
-    }
 }
 
 fn count(reader: impl BufRead) -> Result<Counted, serde_json::Error> {
     let mut reader = Measured { reader, bytes: 0 };
-    let mut json = serde_json::Deserializer::from_reader(&mut reader);
-    let document = Document::deserialize(&mut json)?;
-    json.end()?;
-    let events = document.events;
-    Ok(Counted { events: events.all, kernels: events.kernels, bytes: reader.bytes })
+    let mut analyser = Analyser::default();
+    read(&mut reader, |_| false, |event| analyser.event(event))?;
+    Ok(Counted { profile: analyser.finish(), bytes: reader.bytes })
 }
 
 struct Measured<R> {
@@ -375,70 +453,6 @@ impl<R: BufRead> Read for Measured<R> {
         let length = self.reader.read(buffer)?;
         self.bytes += length as u64;
         Ok(length)
-    }
-}
-
-#[derive(serde::Deserialize)]
-struct Document {
-    #[serde(rename = "traceEvents")]
-    events: Events,
-}
-
-#[derive(Default)]
-struct Events {
-    all: u64,
-    kernels: u64,
-}
-
-#[derive(serde::Deserialize)]
-struct EventHead {
-    #[serde(default)]
-    cat: Category,
-}
-
-#[derive(Default)]
-struct Category {
-    kernel: bool,
-}
-
-impl<'de> Deserialize<'de> for Events {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Each;
-        impl<'de> Visitor<'de> for Each {
-            type Value = Events;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of trace events")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Events, A::Error> {
-                let mut events = Events::default();
-                while let Some(event) = list.next_element::<EventHead>()? {
-                    events.all += 1;
-                    events.kernels += u64::from(event.cat.kernel);
-                }
-                Ok(events)
-            }
-        }
-        from.deserialize_seq(Each)
-    }
-}
-
-impl<'de> Deserialize<'de> for Category {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Name;
-        impl Visitor<'_> for Name {
-            type Value = Category;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the category of an event")
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<Category, E> {
-                Ok(Category { kernel: name == "kernel" })
-            }
-        }
-        from.deserialize_str(Name)
     }
 }
 

@@ -4,6 +4,7 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::fmt::Write;
+use std::ops::Range;
 
 /// What a window recorded.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,8 +17,10 @@ pub(super) struct Recording {
     pub(super) start_ns: i128,
     /// Length in seconds.
     pub(super) seconds: f64,
-    /// How many events to write.
+    /// How many events to write, beside one for each step.
     pub(super) events: u64,
+    /// The steps that were recorded, by their numbers.
+    pub(super) steps: Range<u64>,
     /// Of names and durations.
     pub(super) seed: u64,
     /// The file's own name.
@@ -70,6 +73,17 @@ impl Recording {
                 at(index, ops),
                 width * rng.random_range(0.2..0.9),
                 index + 1
+            );
+        }
+        let steps = self.steps.end.saturating_sub(self.steps.start);
+        for (index, step) in self.steps.clone().enumerate() {
+            let _ = write!(
+                out,
+                "  {{\n    \"ph\": \"X\", \"cat\": \"user_annotation\", \"name\": \"ProfilerStep#{step}\", \"pid\": {pid}, \
+                \"tid\": {pid},\n    \"ts\": {:.3}, \"dur\": {:.3},\n    \"args\": {{\n      \"External id\": {}\n    }}\n  }},\n",
+                at(index as u64, steps),
+                span / steps.max(1) as f64,
+                self.events + step
             );
         }
         for index in 0..launches {
@@ -149,6 +163,7 @@ mod tests {
             start_ns: 1_795_500_000_000_000_000,
             seconds: 0.5,
             events: 600,
+            steps: 40..60,
             seed: 3,
             name: "window-0000-rank0.pt.trace.json".to_owned(),
         }
@@ -160,6 +175,7 @@ mod tests {
         let events = parsed["traceEvents"].as_array().unwrap();
         let of = |cat: &str| events.iter().filter(|event| event["cat"] == cat).count();
         assert_eq!((of("cpu_op"), of("cuda_runtime"), of("kernel"), of("ac2g")), (300, 100, 100, 100));
+        assert_eq!(of("user_annotation"), 20);
         assert_eq!(events.last().unwrap()["name"], "Record Window End");
         assert_eq!(parsed["traceName"], "window-0000-rank0.pt.trace.json");
     }
@@ -168,8 +184,8 @@ mod tests {
     fn events_are_separated_as_kineto_separates_them() {
         let text = recording().text();
         assert!(text.starts_with("\n  {\n    \"schemaVersion\": 1,\n"));
-        // 600 events, 10 names, 3 trailing marks and the span: the salvager finds event borders by this anchor.
-        assert_eq!(text.matches("\n  },\n  {\n").count(), 600 + 10 + 4 - 1);
+        // 600 events, 20 steps, 10 names, 3 trailing marks and the span: the salvager finds event borders by this anchor.
+        assert_eq!(text.matches("\n  },\n  {\n").count(), 600 + 20 + 10 + 4 - 1);
         assert!(text.ends_with("\n  }\n  ],\n  \"traceName\": \"window-0000-rank0.pt.trace.json\"\n}"));
     }
 

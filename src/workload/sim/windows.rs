@@ -193,6 +193,7 @@ impl Recorder {
             start_ns,
             seconds: recorded.as_secs_f64(),
             events: self.events,
+            steps: first..self.steps,
             seed: self.seed ^ (u64::from(window) << 32) ^ u64::from(self.rank),
             name: file.clone(),
         };

@@ -1,0 +1,326 @@
+#!/usr/bin/env python3
+"""What profiler windows take from a real vLLM: blocks with and without them, alternating, under one closed-loop load.
+
+usage: pairs.py windows URL TRACES PAIRS SECONDS          one server; its recorder is switched through the phase file in TRACES
+       pairs.py servers PAIRS SECONDS NAME=URL[=TRACES]...  several servers in turn, none of them recording
+       pairs.py soak    URL TRACES SECONDS                  windows without end on one server: its memory
+       pairs.py stock   URL TIMES SECONDS                  one server with the stock profiler and its start/stop API
+
+Prints one JSON object. Tokens are counted when they arrive here; a block with windows ends TAIL seconds after they were switched
+off, so that a window that is open then is paid for in its own block.
+"""
+
+import bisect
+import http.client
+import json
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+import urllib.request
+
+STREAMS = int(os.environ.get("STREAMS", "32"))
+OUTPUT_TOKENS = int(os.environ.get("OUTPUT_TOKENS", "128"))
+TAIL = 1.0
+
+
+class Load:
+    """STREAMS closed-loop streams to one server at a time. Every arrival of a token is kept."""
+
+    def __init__(self):
+        self.url = None
+        self.lock = threading.Lock()
+        self.tokens = []
+        self.ends = []
+        self.failed = 0
+        self.open = 0
+        self.over = False
+        self.threads = [threading.Thread(target=self._stream, args=(number,), daemon=True) for number in range(STREAMS)]
+        for thread in self.threads:
+            thread.start()
+
+    def _stream(self, number):
+        words = random.Random(number)
+        while not self.over:
+            url = self.url
+            if url is None:
+                time.sleep(0.01)
+                continue
+            with self.lock:
+                self.open += 1
+            try:
+                self._request(url, words)
+            except Exception:
+                with self.lock:
+                    self.failed += 1
+                time.sleep(0.05)
+            finally:
+                with self.lock:
+                    self.open -= 1
+
+    def _request(self, url, words):
+        prompt = " ".join(str(words.randrange(10_000)) for _ in range(words.randrange(40, 400)))
+        # Streams of one length would run in step, and prefills would come in bursts.
+        length = words.randrange(OUTPUT_TOKENS // 2, 3 * OUTPUT_TOKENS // 2)
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": length, "ignore_eos": True, "stream": True}
+        host, port = url.split("//")[1].split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=300)
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise OSError(answer.read())
+        arrivals = []
+        for line in answer:
+            if line.startswith(b"data: {"):
+                arrivals.append(time.monotonic())
+        connection.close()
+        with self.lock:
+            self.tokens.extend(arrivals)
+            self.ends.append((arrivals[0], arrivals[-1], len(arrivals)))
+
+    def drain(self):
+        self.url = None
+        while self.open:
+            time.sleep(0.005)
+
+    def stop(self):
+        self.drain()
+        self.over = True
+        for thread in self.threads:
+            thread.join()
+
+
+def rate(load, block):
+    began, ended = block
+    return sum(began <= at < ended for at in load.tokens) / (ended - began)
+
+
+def tpot(load, blocks):
+    """Milliseconds a token, of the requests that lay within the blocks."""
+    found = sorted(
+        1000 * (last - first) / (count - 1)
+        for first, last, count in load.ends
+        if count > 1 and any(began <= first and last < ended for began, ended in blocks)
+    )
+    if not found:
+        return None
+    at = lambda q: round(found[min(len(found) - 1, int(q * len(found)))], 3)
+    return {"requests": len(found), "p50": at(0.5), "p99": at(0.99), "max": round(found[-1], 3)}
+
+
+def lost(load, told, clock):
+    """Seconds of output that each window cost as seen here: what arrived from its opening until 0.3 s after its export, against
+    the two seconds before and after. Neighbours in time drift less than blocks do."""
+    tokens = sorted(load.tokens)
+    count = lambda began, ended: bisect.bisect_left(tokens, ended) - bisect.bisect_left(tokens, began)
+    found, opened = [], {}
+    for line in told:
+        if line["event"] == "opened":
+            opened[line["window"]] = line["t"] - clock
+        elif line["event"] == "closed" and line["window"] in opened:
+            began, ended = opened[line["window"]], line["t"] - clock + 0.3
+            usual = (count(began - 2, began) + count(ended, ended + 2)) / 4
+            if usual > 0:
+                found.append((ended - began) - count(began, ended) / usual)
+    return found
+
+
+def spread(values):
+    values = sorted(values)
+    picks = random.Random(7)
+    medians = sorted(statistics.median(picks.choices(values, k=len(values))) for _ in range(2000))
+    return {
+        "n": len(values),
+        "median": round(statistics.median(values), 4),
+        "mean": round(statistics.mean(values), 4),
+        "least": round(values[0], 4),
+        "most": round(values[-1], 4),
+        "median_95": [round(medians[50], 4), round(medians[1949], 4)],
+    }
+
+
+def tell(traces, phase):
+    with open(os.path.join(traces, "phase"), "w", encoding="ascii") as file:
+        file.write(phase)
+
+
+def index(traces):
+    with open(os.path.join(traces, "windows.jsonl"), encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def windows(url, traces, pairs, seconds):
+    load = Load()
+    load.url = url
+    # First steps compile.
+    while len(load.ends) < 2 * STREAMS:
+        time.sleep(0.1)
+    # The lengths settle.
+    tell(traces, "warm-up")
+    time.sleep(6)
+    tell(traces, "measuring")
+    time.sleep(8)
+    tell(traces, "loading")
+    time.sleep(TAIL)
+    before = len(index(traces))
+    blocks = []
+    for pair in range(pairs):
+        # on off, off on, on off, ...
+        for is_on in (True, False) if pair % 2 == 0 else (False, True):
+            began = time.monotonic()
+            if is_on:
+                tell(traces, "measuring")
+            time.sleep(seconds)
+            if is_on:
+                tell(traces, "loading")
+                time.sleep(TAIL)
+            blocks.append((pair, is_on, (began, time.monotonic())))
+    load.stop()
+    clock = time.time() - time.monotonic()
+    told = index(traces)[before:]
+    seen = lost(load, told, clock)
+    closed = [line for line in told if line["event"] == "closed"]
+    planned = [line for line in told if line["event"] == "planned"]
+    earlier = [line for line in index(traces)[:before] if line["event"] == "planned"]
+    on = [block for _, is_on, block in blocks if is_on]
+    off = [block for _, is_on, block in blocks if not is_on]
+    ratios = []
+    for pair in range(pairs):
+        one = {is_on: block for number, is_on, block in blocks if number == pair}
+        loss = 1 - rate(load, one[True]) / rate(load, one[False])
+        # Windows were allowed for `seconds` of the block only.
+        ratios.append(loss * (one[True][1] - one[True][0]) / seconds)
+    worked = planned[-1]["worked_s"] - earlier[-1]["worked_s"] if planned and earlier else None
+    cost = sum(line["cost_s"] for line in planned)
+    waits = {"on": tpot(load, on), "off": tpot(load, off)}
+    return {
+        "loss": spread(ratios),
+        "tokens_s": {"on": round(statistics.median(rate(load, b) for b in on), 1), "off": round(statistics.median(rate(load, b) for b in off), 1)},
+        "tpot_ms": waits,
+        "own_account": None if not worked else round(cost / worked, 4),
+        "seen_here": None if not worked else round(sum(seen) / worked, 4),
+        "a_window": {"own_s": round(cost / max(1, len(planned)), 4), "seen_s": spread(seen) if len(seen) > 1 else None},
+        "worked_s": worked,
+        "windows": len(closed),
+        "steps": statistics.median(line["last_step"] - line["first_step"] for line in closed) if closed else None,
+        "bytes": statistics.median(line["bytes"] for line in closed) if closed else None,
+        "stop_s": statistics.median(line["stop_s"] for line in closed) if closed else None,
+        "export_s": statistics.median(line["export_s"] for line in closed) if closed else None,
+        "slower_s": statistics.median(line["slower_s"] for line in planned) if planned else None,
+        "after_s": statistics.median(line["after_s"] for line in planned) if planned else None,
+        "rss_mb": [round(line["rss"] / 1e6) for line in closed][:: max(1, len(closed) // 20)],
+        "failed": load.failed,
+    }
+
+
+def soak(url, traces, seconds):
+    """Memory of the worker over many windows in a row."""
+    load = Load()
+    load.url = url
+    while len(load.ends) < STREAMS:
+        time.sleep(0.1)
+    tell(traces, "measuring")
+    time.sleep(seconds)
+    tell(traces, "loading")
+    load.stop()
+    closed = [line for line in index(traces) if line["event"] == "closed"]
+    rss = [line["rss"] / 1e6 for line in closed]
+    return {"windows": len(closed), "rss_mb": [round(one) for one in rss][:: max(1, len(rss) // 25)], "events_about": sum(line["bytes"] for line in closed) // 250}
+
+
+def servers(pairs, seconds, named):
+    load = Load()
+    blocks = {name: [] for name, _ in named}
+    for _, url in named:
+        before = len(load.ends)
+        load.url = url
+        while len(load.ends) < before + 2 * STREAMS:
+            time.sleep(0.1)
+        load.drain()
+    for pair in range(pairs):
+        for name, url in named if pair % 2 == 0 else named[::-1]:
+            load.url = url
+            time.sleep(1.0)
+            began = time.monotonic()
+            time.sleep(seconds)
+            blocks[name].append((began, time.monotonic()))
+            load.drain()
+    load.stop()
+    first = named[0][0]
+    return {
+        "tokens_s": {name: round(statistics.median(rate(load, b) for b in found), 1) for name, found in blocks.items()},
+        "loss_against_" + first: {
+            name: spread([1 - rate(load, b) / rate(load, a) for a, b in zip(blocks[first], found)])
+            for name, found in blocks.items()
+            if name != first
+        },
+        "failed": load.failed,
+    }
+
+
+def post(url, seconds):
+    began = time.monotonic()
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, data=b""), timeout=seconds).read()
+        said = "answered"
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    return round(time.monotonic() - began, 2), said
+
+
+def stock(url, times, seconds):
+    load = Load()
+    load.url = url
+    while len(load.ends) < 2 * STREAMS:
+        time.sleep(0.1)
+    found = []
+    for _ in range(times):
+        began = time.monotonic()
+        time.sleep(seconds)
+        off = (began, time.monotonic())
+        start = post(url + "/start_profile", 60)
+        began = time.monotonic()
+        time.sleep(seconds)
+        on = (began, time.monotonic())
+        stop = post(url + "/stop_profile", 100)
+        whole = (began, time.monotonic())
+        found.append((off, on, whole, start, stop))
+        if stop[1] != "answered":
+            break
+        time.sleep(1)
+    is_answering = found[-1][4][1] == "answered"
+    if is_answering:
+        load.stop()
+    return [
+        {
+            "loss_while_recording": round(1 - rate(load, on) / rate(load, off), 4),
+            "loss_with_stop": round(1 - rate(load, whole) / rate(load, off), 4),
+            "off_tokens_s": round(rate(load, off), 1),
+            "start": start,
+            "stop": stop,
+        }
+        for off, on, whole, start, stop in found
+    ]
+
+
+def main():
+    what, rest = sys.argv[1], sys.argv[2:]
+    if what == "windows":
+        result = windows(rest[0], rest[1], int(rest[2]), float(rest[3]))
+    elif what == "soak":
+        result = soak(rest[0], rest[1], float(rest[2]))
+    elif what == "servers":
+        named = [(part.split("=")[0], part.split("=")[1]) for part in rest[2:]]
+        result = servers(int(rest[0]), float(rest[1]), named)
+    else:
+        result = stock(rest[0], int(rest[1]), float(rest[2]))
+    print(json.dumps({"what": what, **({"blocks": result} if isinstance(result, list) else result)}))
+    sys.stdout.flush()
+    # Streams that wait for a frozen engine would keep the process.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
