@@ -258,7 +258,6 @@ fn of_attempt(events: &[&Event], log: &Path, rules: &Rules) -> (Verdict, Vec<Fin
     if let Some(verdict) = judged {
         return (verdict, inquiry.findings().to_vec());
     }
-<<<<<<< HEAD
     // The journal is torn: what it has not seen stands in the log.
     let seen = inquiry.findings().last().map_or(0, |finding| finding.line);
     let unseen = if closed { Vec::new() } else { last_start(log, rules) };
@@ -284,43 +283,15 @@ fn of_attempt(events: &[&Event], log: &Path, rules: &Rules) -> (Verdict, Vec<Fin
 fn last_start(log: &Path, rules: &Rules) -> Vec<Finding> {
     let mut starts = Starts::new(rules);
     let read = File::open(log).and_then(|mut file| {
-=======
-    if let Some(Ending { outcome: Outcome::Success | Outcome::Stopped, reason, .. }) = &ending {
-        let mut verdict = Inquiry::default().of_log();
-        verdict.explanation.clone_from(reason);
-        verdict.confidence = Confidence::Certain;
-        verdict.missing.clear();
-        return (verdict, Vec::new());
-    }
-    // The journal is torn, perhaps between an ending and its verdict: what it has not seen stands in the log.
-    let seen = inquiry.findings().last().map_or(0, |finding| finding.line);
-    let last = File::open(log).ok().and_then(|mut file| {
-        let mut starts = Starts::new(rules);
->>>>>>> main
         pieces(&mut file, |piece| {
             starts.push(piece);
             Ok(())
         })
-<<<<<<< HEAD
     });
     if read.is_err() {
         return Vec::new();
     }
     starts.finish().pop().map(|start| start.findings).unwrap_or_default()
-=======
-        .ok()?;
-        starts.finish().pop()
-    });
-    for finding in last.into_iter().flat_map(|start| start.findings).filter(|f| f.line > seen) {
-        inquiry.hear(phase, &EventKind::Finding(finding));
-    }
-    let mut verdict = match &ending {
-        Some(ending) => inquiry.verdict(ending),
-        None => inquiry.of_log(),
-    };
-    verdict.missing.push("the end of the journal: varcas-guard itself was killed".to_owned());
-    (verdict, inquiry.findings().to_vec())
->>>>>>> main
 }
 
 /// The words for outcomes that people use of logs.
