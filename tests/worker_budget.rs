@@ -1,7 +1,5 @@
 //! The promises of the budget inside vLLM, with an invented engine: `worker_budget.py`. Any Python 3 does.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot prepare its ground has failed")]
-
 use std::process::Command;
 use varcas_guard::workload::server::PYTHON_FILES;
 
