@@ -106,30 +106,52 @@ pub struct Rules {
     prefilter: Prefilter,
 }
 
+/// So many texts one fast search takes before it looks twice at too many places.
+const AT_ONCE: usize = 64;
+
 #[derive(Debug)]
 enum Prefilter {
-    /// Teddy: several bytes at once.
-    Packed(packed::Searcher),
-    /// For more needles than Teddy takes, and for processors without its instructions.
+    /// Teddy: several bytes at once; several of them, each with its share.
+    Packed(Vec<packed::Searcher>),
+    /// For processors without its instructions.
     Automaton(AhoCorasick),
 }
 
+/// Where each search of a [`Prefilter`] has found something next; none when it has not looked yet.
+type Next = Vec<Option<usize>>;
+
 impl Prefilter {
     fn new(needles: &[Vec<u8>]) -> Self {
-        let mut builder = packed::Config::new().heuristic_pattern_limits(false).builder();
-        builder.extend(needles);
-        match builder.build() {
-            Some(searcher) => Self::Packed(searcher),
+        let searchers = needles.chunks(AT_ONCE).map(|share| {
+            let mut builder = packed::Config::new().heuristic_pattern_limits(false).builder();
+            builder.extend(share);
+            builder.build()
+        });
+        match searchers.collect() {
+            Some(searchers) => Self::Packed(searchers),
             // Fails only beyond 2^31 states.
             None => Self::Automaton(AhoCorasick::new(needles).expect("a few hundred short needles fit")),
         }
     }
 
-    fn find(&self, haystack: &[u8], from: usize) -> Option<usize> {
+    fn start(&self) -> Next {
         match self {
-            Self::Packed(searcher) => {
+            Self::Packed(searchers) => vec![None; searchers.len()],
+            Self::Automaton(_) => Next::new(),
+        }
+    }
+
+    /// The first text at or after `from`, which never goes back for one `next`.
+    fn find(&self, haystack: &[u8], from: usize, next: &mut Next) -> Option<usize> {
+        match self {
+            Self::Packed(searchers) => {
                 let span = aho_corasick::Span { start: from, end: haystack.len() };
-                searcher.find_in(haystack, span).map(|found| found.start())
+                let found = searchers.iter().zip(next).map(|(searcher, next)| match next {
+                    Some(at) if *at >= from => *at,
+                    _ => *next
+                        .insert(searcher.find_in(haystack, span).map_or(usize::MAX, |found| found.start())),
+                });
+                found.min().filter(|at| *at != usize::MAX)
             }
             Self::Automaton(automaton) => {
                 automaton.find(aho_corasick::Input::new(haystack).range(from..)).map(|found| found.start())
@@ -227,7 +249,8 @@ impl Rules {
     /// Calls `found` for every line of `text` that a rule knows, with the line's offset. `text` holds whole lines.
     fn scan<'a>(&'a self, text: &[u8], phase: Option<Phase>, found: &mut Found<'a, '_>) {
         let mut from = 0;
-        while let Some(at) = self.prefilter.find(text, from) {
+        let mut next = self.prefilter.start();
+        while let Some(at) = self.prefilter.find(text, from, &mut next) {
             let line_start = memrchr(b'\n', &text[..at]).map_or(0, |before| before + 1);
             let line_end = memchr(b'\n', &text[at..]).map_or(text.len(), |after| at + after);
             let window = line_start.max(at.saturating_sub(BEFORE))..line_end.min(at + AFTER);
@@ -322,23 +345,57 @@ const SHARED: [&str; 31] = [
     "space",
 ];
 
-/// Fewer and shorter texts of which every match contains one: the fast search takes 128.
+/// What a server that is well writes all the time; no text that stands in here helps to find anything.
+const TYPICAL: &[u8] = b"INFO [loggers.py:257] Engine 000: Avg prompt throughput: 123.4 tokens/s, Avg generation throughput: 567.8 \
+    tokens/s, Running: 12 reqs, Waiting: 0 reqs, GPU KV cache usage: 1.2%, Prefix cache hit rate: 0.0%\nINFO:     \
+    127.0.0.1:40000 - \"POST /v1/completions HTTP/1.1\" 200 OK\nReceived request cmpl-7: prompt: 'a', params: SamplingParams(";
+
+/// Few texts of which every match contains one, each from where it begins most unlike a line of a server that is well.
 fn fewest(mut needles: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
-    let contains = |needle: &[u8], part: &[u8]| memchr::memmem::find(needle, part).is_some();
-    needles.sort_by_key(Vec::len);
+    for part in SHARED {
+        if needles.iter().filter(|needle| contains(needle, part.as_bytes())).count() > 1 {
+            needles.retain(|needle| !contains(needle, part.as_bytes()));
+            needles.push(part.as_bytes().to_vec());
+        }
+    }
+    let mut rare: Vec<Vec<u8>> = needles.iter().map(|needle| rarest(needle).to_vec()).collect();
+    rare.sort_by_key(Vec::len);
     let mut kept: Vec<Vec<u8>> = Vec::new();
-    for needle in needles {
+    for needle in rare {
+        // Where it stands the shorter one stands too.
         if !kept.iter().any(|shorter| contains(&needle, shorter)) {
             kept.push(needle);
         }
     }
-    for part in SHARED {
-        if kept.iter().filter(|needle| contains(needle, part.as_bytes())).count() > 1 {
-            kept.retain(|needle| !contains(needle, part.as_bytes()));
-            kept.push(part.as_bytes().to_vec());
-        }
-    }
+    // Those that begin like everything share a search, and do not slow the others down.
+    kept.sort_by_key(|needle| commonness(needle));
     kept
+}
+
+fn contains(needle: &[u8], part: &[u8]) -> bool {
+    memchr::memmem::find(needle, part).is_some()
+}
+
+/// How usual the first bytes are; the fast search looks at those first.
+fn commonness(text: &[u8]) -> u32 {
+    let common = |byte: &u8| match byte {
+        b' ' | b'e' | b't' | b'a' | b'o' | b'i' | b'n' | b's' | b'r' | b'0'..=b'9' => 10,
+        b'.' | b':' | b'-' | b'[' | b']' | b'(' | b')' | b'/' | b'"' | b',' | b'_' | b'=' => 8,
+        b'd' | b'l' | b'c' | b'm' | b'p' | b'u' | b'g' | b'h' => 6,
+        b'A'..=b'Z' => 4,
+        _ => 2,
+    };
+    text.iter().take(MIN_NEEDLE).map(common).sum()
+}
+
+/// The end of a text, at least eight bytes of it, that begins most unusually.
+fn rarest(needle: &[u8]) -> &[u8] {
+    const LEAST: usize = 8;
+    (0..=needle.len().saturating_sub(LEAST))
+        .map(|begin| &needle[begin..])
+        .filter(|end| !contains(TYPICAL, end))
+        .min_by_key(|end| commonness(end))
+        .unwrap_or(needle)
 }
 
 fn shortest(needles: &[Vec<u8>]) -> usize {
