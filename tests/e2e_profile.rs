@@ -29,10 +29,17 @@ fn a_run_with_two_ranks_tells_what_its_windows_saw_and_replays_and_merges() {
 
     let phases = rows.iter().any(|row| row["phase"] == "measuring");
     let counted: Vec<&Value> = rows.iter().filter(|row| !phases || row["phase"] == "measuring").collect();
-    let files = u32::try_from(counted.len()).unwrap();
-    assert_eq!((profile.traces, profile.windows, profile.ranks), (files, files / 2, Some(2)));
-    let steps: u64 = counted.iter().map(|row| row["steps"].as_u64().unwrap()).sum();
-    assert_eq!(profile.steps, steps / 2, "the ranks share their steps");
+    // The last window of one rank may lack its other: they are stopped one after the other.
+    let steps: std::collections::BTreeMap<u64, u64> =
+        counted.iter().map(|row| (row["window"].as_u64().unwrap(), row["steps"].as_u64().unwrap())).collect();
+    assert_eq!(
+        (profile.traces as usize, profile.windows as usize, profile.ranks),
+        (counted.len(), steps.len(), Some(2))
+    );
+    assert!(
+        profile.steps.abs_diff(steps.values().sum::<u64>()) <= 10,
+        "the ranks share their steps: {steps:?}"
+    );
     assert!(profile.gpu.as_ref().unwrap().busy.unwrap().mean > 0.0);
     assert!(profile.observed_s.unwrap() >= profile.recorded_s, "{profile:?}");
     let of_report: ProfileSummary = serde_json::from_value(report["attempts"][0]["profile"].clone()).unwrap();
