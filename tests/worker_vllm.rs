@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use varcas_guard::config::Plan;
 use varcas_guard::event::{ServerFacts, Trace, WindowEvent, WindowLine};
+use varcas_guard::supervisor::reap::{clean, shm_names};
 use varcas_guard::time::instant_now;
 use varcas_guard::workload::profiler::windows::{CLOSE_REQUEST, INDEX, collect, parse_line, parse_name};
 use varcas_guard::workload::server::{PROBE_PY, PYTHON_FILES, Places, RunMark, command, parse_probe};
@@ -83,11 +84,13 @@ struct Server {
     streams: Streams,
     _folder: tempfile::TempDir,
     _turn: MutexGuard<'static, ()>,
+    shm_before: Vec<String>,
 }
 
 impl Server {
     fn start(python: &Path, facts: &ServerFacts, extra: &[&str], shape: impl FnOnce(&mut Plan)) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let shm_before = shm_names();
         let folder = tempfile::Builder::new().prefix("vw").tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let places =
@@ -153,6 +156,7 @@ impl Server {
             streams: Arc::default(),
             _folder: folder,
             _turn: turn,
+            shm_before,
         };
         server.until("the server is ready", 600, |server| {
             assert!(server.child.try_wait().unwrap().is_none(), "the server ended: {}", server.log_tail());
@@ -246,6 +250,16 @@ impl Drop for Server {
         for thread in self.load.drain(..) {
             // With the server gone, its connections are.
             let _ended = thread.join();
+        }
+        // Shared memory of a killed vLLM stays; its last users may still be dying.
+        let nowhere = self._folder.path().join("none");
+        let is_new = |name: &String| !self.shm_before.contains(name);
+        for _ in 0..100 {
+            clean(&nowhere, &nowhere, &self.shm_before);
+            if !shm_names().iter().any(is_new) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 }

@@ -28,7 +28,7 @@ def lines(traces, event):
 
 
 def once(number, python, model, code, moments):
-    work = tempfile.mkdtemp(prefix="vk")
+    work, shared = tempfile.mkdtemp(prefix="vk"), set(os.listdir("/dev/shm"))
     traces, port = os.path.join(work, "traces"), 8160 + number
     os.mkdir(traces)
     tell(traces, "loading")
@@ -67,6 +67,9 @@ def once(number, python, model, code, moments):
     half = glob.glob(os.path.join(traces, ".window*"))
     assert len(opened - closed) <= 1 and len(whole) >= len(closed), (opened, closed, whole)
     shutil.rmtree(work)
+    for name in set(os.listdir("/dev/shm")) - shared:
+        if name.startswith(("sem.mp-", "psm_")):
+            os.unlink(os.path.join("/dev/shm", name))
     return len(whole), len(opened - closed), len(half)
 
 
