@@ -101,7 +101,7 @@ keep() { # NAME
     grep -v 'Route: /' "$work/$1.raw" | sed -e "s#$site#/opt/venv/lib/python3.12/site-packages#g" -e "s#$work/hooks#/srv/hooks#g" \
         -e "s#$work/[a-z-]*\.tmp#/tmp/private#g" -e "s#$model#/srv/vllm/big#g" -e "s#$work/#/srv/vllm/#g" \
         -e "s#$prefix#/opt/venv#g" -e "s#\b$host\b#host#g" \
-        -e 's#/root/#/home/user/#g' \
+        -e "s#$HOME/#/home/user/#g" \
         -e 's#\b\(10\|172\|192\|100\)\.[0-9]\{1,3\}\.[0-9]\{1,3\}\.[0-9]\{1,3\}\b#192.0.2.1#g' >"$work/$1.clean"
     if [ "$(stat -c %s "$work/$1.clean")" -gt 190000 ]; then
         { head -c 95000 "$work/$1.clean"; echo; tail -c 90000 "$work/$1.clean"; } >"$out/$1.log"
