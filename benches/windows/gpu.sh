@@ -21,37 +21,39 @@ comparisons() {
 quick=${QUICK:-}
 W=varcas_worker.Worker
 if [ "$part" = 1 ]; then
-  # Three servers at once, each with its own load: a block shorter than the rest between two windows shows nothing, and 60 pairs of
-  # such blocks one after the other take too long. What the others do is noise here.
-  start b2 8102 $W VARCAS_PROFILE_BUDGET=0.02
-  start b5 8105 $W VARCAS_PROFILE_BUDGET=0.05
-  start b20 8120 $W VARCAS_PROFILE_BUDGET=0.20
-  ready 8102 8105 8120 || { save "$out"; exit 1; }
-  pairs b2 windows http://127.0.0.1:8102 "$WORK/b2" ${quick:-20} ${SECONDS_ON:-10} &
-  pairs b5 windows http://127.0.0.1:8105 "$WORK/b5" ${quick:-20} ${SECONDS_ON:-10} &
-  pairs b20 windows http://127.0.0.1:8120 "$WORK/b20" ${quick:-20} ${SECONDS_ON:-10} &
+  # Two servers for each budget: one with windows, one without, in turn. A window is some 10 s from the next at 2 and at 5 %.
+  budgets=${BUDGETS:-2 5}
+  for budget in $budgets; do
+    start "a$budget" $((8100 + budget)) $W VARCAS_PROFILE_BUDGET="0.$(printf %02d "$budget")"
+    start "b$budget" $((8200 + budget)) $W VARCAS_PROFILE_BUDGET="0.$(printf %02d "$budget")"
+  done
+  ready $(for budget in $budgets; do echo $((8100 + budget)) $((8200 + budget)); done) || { save "$out"; exit 1; }
+  for budget in $budgets; do
+    pairs "cross$budget" cross ${quick:-20} ${SECONDS_ON:-9} "http://127.0.0.1:$((8100 + budget))=$WORK/a$budget" "http://127.0.0.1:$((8200 + budget))=$WORK/b$budget" &
+  done
   comparisons
-else
-  start never 8100 -
-  start after 8105 $W VARCAS_PROFILE_BUDGET=0.05
-  start teardown 8106 $W VARCAS_PROFILE_BUDGET=0.05 TEARDOWN_CUPTI=1
+elif [ "$part" = 2 ]; then
   start full 8101 $W VARCAS_REST_SECONDS=0 VARCAS_WINDOW_STEPS=10
   start forked 8103 forked.Worker VARCAS_REST_SECONDS=0
   start stock 8107 - -- --profiler-config '{"profiler":"torch","torch_profiler_dir":"'"$WORK"'/stock","torch_profiler_with_stack":false}'
   start stacks 8108 - -- --profiler-config '{"profiler":"torch","torch_profiler_dir":"'"$WORK"'/stacks","torch_profiler_with_stack":true}'
-  ready 8100 8105 8106 8101 8103 8107 8108 || true
-  # Both have made windows before they are compared at rest.
-  pairs after windows http://127.0.0.1:8105 "$WORK/after" 1 2 &
-  pairs teardown-first windows http://127.0.0.1:8106 "$WORK/teardown" 1 2 &
-  comparisons
-  pairs rest servers ${quick:-8} 2.5 never=http://127.0.0.1:8100 after=http://127.0.0.1:8105 teardown=http://127.0.0.1:8106
-  touch "$out/quiet-is-over"
-  # From here on differences are large: the rest at once.
+  ready 8101 8103 8107 8108 || true
   (pairs full windows http://127.0.0.1:8101 "$WORK/full" ${quick:-3} 8; pairs soak soak http://127.0.0.1:8101 "$WORK/full" ${SOAK:-75}) &
   pairs forked windows http://127.0.0.1:8103 "$WORK/forked" ${quick:-3} 4 &
-  pairs teardown windows http://127.0.0.1:8106 "$WORK/teardown" ${quick:-4} 10 &
   pairs stock stock http://127.0.0.1:8107 ${quick:-3} 4 &
   pairs stacks stock http://127.0.0.1:8108 1 4 &
+  comparisons
+else
+  # Memory over more than 200 windows within a budget; what stays at rest after windows.
+  start soak 8109 $W VARCAS_PROFILE_BUDGET=0.20 VARCAS_WINDOW_STEPS=${SOAK_STEPS:-6}
+  start never 8100 late.Worker
+  start after 8105 late.Worker VARCAS_PROFILE_BUDGET=0.20
+  start teardown 8106 late.Worker VARCAS_PROFILE_BUDGET=0.20 TEARDOWN_CUPTI=1
+  ready 8109 8100 8105 8106 || { save "$out"; exit 1; }
+  pairs soak soak http://127.0.0.1:8109 "$WORK/soak" ${SOAK:-400} &
+  # Something else may run beside this part at first.
+  sleep "${REST_AFTER:-0}"
+  pairs rest rest ${quick:-10} ${SECONDS_ON:-8} "http://127.0.0.1:8100=$WORK/never" "http://127.0.0.1:8105=$WORK/after" "http://127.0.0.1:8106=$WORK/teardown" &
   comparisons
 fi
 # One file, and small.

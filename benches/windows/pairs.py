@@ -2,7 +2,8 @@
 """What profiler windows take from a real vLLM: blocks with and without them, alternating, under one closed-loop load.
 
 usage: pairs.py windows URL TRACES PAIRS SECONDS          one server; its recorder is switched through the phase file in TRACES
-       pairs.py servers PAIRS SECONDS NAME=URL[=TRACES]...  several servers in turn, none of them recording
+       pairs.py cross   PAIRS SECONDS URL=TRACES URL=TRACES  two servers of one kind under load at once, one of them with windows, in turn
+       pairs.py rest    BLOCKS SECONDS URL=TRACES URL=TRACES...  servers at rest before and after all but the first made windows
        pairs.py soak    URL TRACES SECONDS                  windows without end on one server: its memory
        pairs.py stock   URL TIMES SECONDS                  one server with the stock profiler and its start/stop API
 
@@ -80,16 +81,13 @@ class Load:
             self.tokens.extend(arrivals)
             self.ends.append((arrivals[0], arrivals[-1], len(arrivals)))
 
-    def drain(self):
-        self.url = None
-        while self.open:
-            time.sleep(0.005)
-
     def stop(self):
-        self.drain()
+        """Requests that a frozen engine holds are left behind."""
+        self.url = None
+        until = time.monotonic() + 20
+        while self.open and time.monotonic() < until:
+            time.sleep(0.005)
         self.over = True
-        for thread in self.threads:
-            thread.join()
 
 
 def rate(load, block):
@@ -230,34 +228,146 @@ def soak(url, traces, seconds):
     return {"grown_mb": [round(line["grown"] / 1e6, 1) for line in closed][:: max(1, len(rss) // 25)], "windows": len(closed), "rss_mb": [round(one) for one in rss][:: max(1, len(rss) // 25)], "events_about": sum(line["bytes"] for line in closed) // 250}
 
 
-def servers(pairs, seconds, named):
-    load = Load()
-    blocks = {name: [] for name, _ in named}
-    for _, url in named:
-        before = len(load.ends)
-        load.url = url
-        while len(load.ends) < before + 2 * STREAMS:
+def warm(loads):
+    """Until the first steps have compiled."""
+    for load in loads:
+        while len(load.ends) < 2 * STREAMS:
             time.sleep(0.1)
-        load.drain()
+
+
+def account(traces, before, blocks):
+    """What the worker itself says of its windows since its index had `before` lines."""
+    told = index(traces)[before:]
+    planned = [line for line in told if line["event"] == "planned"]
+    closed = [line for line in told if line["event"] == "closed"]
+    earlier = [line for line in index(traces)[:before] if line["event"] == "planned"]
+    worked = planned[-1]["worked_s"] - earlier[-1]["worked_s"] if planned and earlier else None
+    cost = sum(line["cost_s"] for line in planned)
+    return told, {
+        "windows": len(closed),
+        "steps": statistics.median(line["last_step"] - line["first_step"] for line in closed) if closed else None,
+        "worked_s": worked,
+        "own_account": round(cost / worked, 4) if worked else None,
+        # Of the time in which windows were allowed.
+        "own_share_of_blocks": round(cost / sum(ended - began for began, ended in blocks), 4),
+        "rss_mb": [round(line["rss"] / 1e6) for line in closed],
+    }
+
+
+def cross(pairs, seconds, servers):
+    """Both servers feel what the machine does meanwhile, so it cancels; which of them is faster cancels over the two halves of a pair."""
+    loads = [Load() for _ in servers]
+    for load, (url, _) in zip(loads, servers):
+        load.url = url
+    warm(loads)
+    for phase, pause in (("warm-up", 6), ("measuring", 8), ("loading", TAIL)):
+        for _, traces in servers:
+            tell(traces, phase)
+        time.sleep(pause)
+    before = [len(index(traces)) for _, traces in servers]
+    blocks = []
+    for half in range(2 * pairs):
+        # on in A, B, B, A, A, B, ...
+        recording = (half + half // 2) % 2
+        began = time.monotonic()
+        tell(servers[recording][1], "measuring")
+        time.sleep(seconds)
+        tell(servers[recording][1], "loading")
+        time.sleep(TAIL)
+        blocks.append((recording, (began, time.monotonic())))
+    clock = time.time() - time.monotonic()
+    for load in loads:
+        load.stop()
+    halves = [rate(loads[one], block) / rate(loads[1 - one], block) for one, block in blocks]
+    losses = []
     for pair in range(pairs):
-        for name, url in named if pair % 2 == 0 else named[::-1]:
-            load.url = url
-            time.sleep(1.0)
+        began, ended = blocks[2 * pair][1]
+        # Windows were allowed for `seconds` of the block only.
+        losses.append((1 - (halves[2 * pair] * halves[2 * pair + 1]) ** 0.5) * (ended - began) / seconds)
+    accounts, seen, worked = [], [], 0.0
+    for number, (load, (_, traces)) in enumerate(zip(loads, servers)):
+        told, one = account(traces, before[number], [block for recording, block in blocks if recording == number])
+        accounts.append(one)
+        seen += lost(load, told, clock)
+        worked += one["worked_s"] or 0.0
+    on = [(loads[one], block) for one, block in blocks]
+    off = [(loads[1 - one], block) for one, block in blocks]
+    return {
+        "loss": spread(losses),
+        "losses": [round(one, 4) for one in losses],
+        "halves": [round(one, 4) for one in halves],
+        "tokens_s": {name: round(statistics.median(rate(*one) for one in found), 1) for name, found in (("on", on), ("off", off))},
+        "tpot_ms": {
+            name: [tpot(load, [block for other, block in found if other is load]) for load in loads]
+            for name, found in (("on", on), ("off", off))
+        },
+        "seen_here": round(sum(seen) / worked, 4) if worked else None,
+        "a_window_seen_s": spread(seen) if len(seen) > 1 else None,
+        "servers": accounts,
+        "failed": [load.failed for load in loads],
+    }
+
+
+def resident(traces):
+    """Megabytes of the largest process that writes there: the one that has the model."""
+    mark = f"VARCAS_TRACE_DIR={traces}".encode()
+    found = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                if mark not in file.read().split(b"\0"):
+                    continue
+            with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+                found = max(found, int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        except OSError:
+            continue
+    return round(found / 1e6)
+
+
+def rest(blocks, seconds, servers):
+    """What is left in a server after its windows. All run at once: what the machine does meanwhile, and which of them is faster, cancels."""
+    loads = [Load() for _ in servers]
+    for load, (url, _) in zip(loads, servers):
+        load.url = url
+    warm(loads)
+    time.sleep(8)
+
+    memory = []
+
+    def measured():
+        found = []
+        for _ in range(blocks):
             began = time.monotonic()
             time.sleep(seconds)
-            blocks[name].append((began, time.monotonic()))
-            load.drain()
-    load.stop()
-    first = named[0][0]
-    return {
-        "tokens_s": {name: round(statistics.median(rate(load, b) for b in found), 1) for name, found in blocks.items()},
-        "loss_against_" + first: {
-            name: spread([1 - rate(load, b) / rate(load, a) for a, b in zip(blocks[first], found)])
-            for name, found in blocks.items()
-            if name != first
-        },
-        "failed": load.failed,
-    }
+            found.append((began, time.monotonic()))
+            memory.append([resident(traces) for _, traces in servers])
+        return found
+
+    earlier = measured()
+    for _, traces in servers[1:]:
+        tell(traces, "measuring")
+    time.sleep(12)
+    for _, traces in servers[1:]:
+        tell(traces, "loading")
+    time.sleep(3)
+    later = measured()
+    for load in loads:
+        load.stop()
+    rates = [[[rate(load, block) for block in found] for found in (earlier, later)] for load in loads]
+    result = {"tokens_s": [[round(statistics.median(one), 1) for one in both] for both in rates], "lost": []}
+    for both, (_, traces) in list(zip(rates, servers))[1:]:
+        then, now = ([one / first for one, first in zip(found, firsts)] for found, firsts in zip(both, rates[0]))
+        picks = random.Random(7)
+        drawn = sorted(
+            1 - statistics.median(picks.choices(now, k=blocks)) / statistics.median(picks.choices(then, k=blocks)) for _ in range(2000)
+        )
+        windows_made = sum(line["event"] == "closed" for line in index(traces))
+        lost_now = 1 - statistics.median(now) / statistics.median(then)
+        result["lost"].append({"windows": windows_made, "median": round(lost_now, 4), "median_95": [round(drawn[50], 4), round(drawn[1949], 4)]})
+    result["rss_mb"] = memory
+    result["failed"] = [load.failed for load in loads]
+    result["unanswered"] = [load.open for load in loads]
+    return result
 
 
 def post(url, seconds):
@@ -306,16 +416,15 @@ def stock(url, times, seconds):
 
 
 def main():
-    what, rest = sys.argv[1], sys.argv[2:]
+    what, given = sys.argv[1], sys.argv[2:]
     if what == "windows":
-        result = windows(rest[0], rest[1], int(rest[2]), float(rest[3]))
+        result = windows(given[0], given[1], int(given[2]), float(given[3]))
     elif what == "soak":
-        result = soak(rest[0], rest[1], float(rest[2]))
-    elif what == "servers":
-        named = [(part.split("=")[0], part.split("=")[1]) for part in rest[2:]]
-        result = servers(int(rest[0]), float(rest[1]), named)
+        result = soak(given[0], given[1], float(given[2]))
+    elif what in ("cross", "rest"):
+        result = {"cross": cross, "rest": rest}[what](int(given[0]), float(given[1]), [part.split("=") for part in given[2:]])
     else:
-        result = stock(rest[0], int(rest[1]), float(rest[2]))
+        result = stock(given[0], int(given[1]), float(given[2]))
     print(json.dumps({"what": what, **({"blocks": result} if isinstance(result, list) else result)}))
     sys.stdout.flush()
     # Streams that wait for a frozen engine would keep the process.

@@ -15,7 +15,7 @@ start() {
   mkdir -p "$WORK/$name"
   [ "$worker" = - ] || more+=(--worker-cls "$worker")
   echo loading > "$WORK/$name/phase"
-  env "${env[@]}" VARCAS_TRACE_DIR="$WORK/$name" VARCAS_RUN_ID=bench VARCAS_ATTEMPT=1 PYTHONPATH="$CODE:$PYTHONPATH" \
+  env "${env[@]}" VARCAS_TRACE_DIR="$WORK/$name" VARCAS_EVIDENCE_DIR="$WORK/$name" VARCAS_RUN_ID=bench VARCAS_ATTEMPT=1 PYTHONPATH="$CODE:$PYTHONPATH" \
     setsid "$PY" -m vllm.entrypoints.openai.api_server --model "$MODEL" --served-model-name tiny --load-format dummy --dtype bfloat16 \
     --max-model-len 2048 --port "$port" --enforce-eager $ARGS "${more[@]}" > "$WORK/$name.log" 2>&1 &
   pids+=($!)
