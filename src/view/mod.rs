@@ -1,0 +1,10 @@
+//! Events folded into what people are shown. Whatever shows a run (terminal, `top`, `status`, the live page, the report)
+//! is made from these folds, so that no two of them disagree. Pure.
+
+pub mod chart;
+pub mod charts;
+pub mod clean;
+pub mod names;
+pub mod page;
+pub mod series;
+pub mod units;
