@@ -12,7 +12,7 @@ mod safe;
 pub mod series;
 pub mod story;
 pub mod text;
-pub mod units;
 mod view;
 
+pub use crate::view::units;
 pub use view::{Excerpt, View};
