@@ -4,7 +4,15 @@
 pub mod chart;
 pub mod charts;
 pub mod clean;
+pub mod meter;
 pub mod names;
+pub mod now;
 pub mod page;
+pub mod phrases;
 pub mod series;
+pub mod snapshot;
 pub mod units;
+pub mod windows;
+
+#[cfg(test)]
+mod now_tests;
