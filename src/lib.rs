@@ -14,8 +14,9 @@
 //! # Map and dependency rule
 //!
 //! `main -> cli -> supervisor, recovery, workload, health, console`; these five use [`event`], [`time`], [`config`],
-//! [`error`] and [`gz`] (salvage and windows both compress, and neither may use the other). `recovery`, `health`,
-//! `workload` and `console` never use `supervisor` or each other: what one needs of another arrives as an event.
+//! [`error`], [`gz`] (salvage and windows both compress, and neither may use the other) and [`view`] (whatever shows a run
+//! folds its events in the same way). `recovery`, `health`, `workload` and `console` never use `supervisor` or each other:
+//! what one needs of another arrives as an event.
 //! `tests/architecture.rs` holds this.
 //!
 //! The machine also asks two pure rooms for their judgement: [`health::assess`] whether the server lives, and
@@ -43,5 +44,7 @@ pub mod recovery;
 pub mod supervisor;
 /// Clocks.
 pub mod time;
+/// Events folded into what people are shown.
+pub mod view;
 /// What is run: server, profiler, load, simulator.
 pub mod workload;
