@@ -18,6 +18,8 @@ pub enum ExitCode {
     AttemptsFailed,
     /// Failed for a reason that no retry can cure: do not requeue.
     Hopeless,
+    /// A drill saw something else than it should have, or something was left behind.
+    Unexpected,
     /// The deadline for the whole run passed.
     DeadlinePassed,
     /// Stopped by SIGINT, after a clean stop and salvage.
@@ -36,6 +38,7 @@ impl ExitCode {
             Self::Bug => 70,
             Self::AttemptsFailed => 75,
             Self::Hopeless => 93,
+            Self::Unexpected => 94,
             Self::DeadlinePassed => 124,
             Self::Interrupted => 130,
             Self::Terminated => 143,

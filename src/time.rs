@@ -2,8 +2,8 @@
 //! clock can be told apart. This file alone may read a clock.
 
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 /// A moment: `mono` since the run began (never goes back), `wall` for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +24,7 @@ pub trait Clock: Send + Sync {
 /// The machine's clocks, counted from the creation of this value.
 #[derive(Debug, Clone)]
 pub struct SystemClock {
-    origin: std::time::Instant,
+    origin: Instant,
 }
 
 impl SystemClock {
@@ -35,11 +35,11 @@ impl SystemClock {
         reason = "a default clock would hide that creating one reads the time"
     )]
     pub fn new() -> Self {
-        Self { origin: std::time::Instant::now() }
+        Self { origin: Instant::now() }
     }
 
     /// The monotonic zero as tokio's timers understand it.
-    pub fn deadline(&self, mono: Duration) -> std::time::Instant {
+    pub fn deadline(&self, mono: Duration) -> Instant {
         self.origin + mono
     }
 }
@@ -54,13 +54,39 @@ impl Clock for SystemClock {
 
 /// The wall clock alone, for file names and for processes that have no run clock (the keeper, the simulator).
 pub fn wall_now() -> jiff::Timestamp {
-    jiff::Timestamp::now()
+    let now = jiff::Timestamp::now();
+    match JUMPS.get() {
+        None => now,
+        Some((origin, jumps)) => {
+            jumps.iter().filter(|jump| origin.elapsed() >= jump.after).fold(now, |now, jump| {
+                // Beyond the year 9999 nothing is left to prove.
+                now.checked_add(jump.by).unwrap_or(now)
+            })
+        }
+    }
+}
+
+/// A jump of the wall clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Jump {
+    /// So long after [`let_wall_jump`].
+    pub after: Duration,
+    /// Forward, or back.
+    pub by: jiff::SignedDuration,
+}
+
+static JUMPS: OnceLock<(Instant, Vec<Jump>)> = OnceLock::new();
+
+/// Makes the wall clock of this process jump, as a clock does that is set. Nobody but root can set the machine's, so a drill
+/// asks for this in the guards it starts; nothing else does (`cli/drill/stage.rs`).
+pub fn let_wall_jump(jumps: Vec<Jump>) {
+    drop(JUMPS.set((instant_now(), jumps)));
 }
 
 /// A monotonic instant for code that measures or paces itself outside the pure rooms.
 #[expect(clippy::disallowed_methods, reason = "this is the file that owns the clock")]
-pub fn instant_now() -> std::time::Instant {
-    std::time::Instant::now()
+pub fn instant_now() -> Instant {
+    Instant::now()
 }
 
 /// A clock that a test turns by hand.

@@ -1,6 +1,6 @@
 //! The one definition of the command line: help, man page and completions come from it.
 
-use super::{bench, check, diagnose, reap, replay, report, run, salvage, traces};
+use super::{bench, check, diagnose, drill, reap, replay, report, run, salvage, traces};
 use crate::error::{ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode as ProcessExit;
@@ -10,7 +10,7 @@ use std::process::ExitCode as ProcessExit;
 #[command(name = "varcas-guard", version, max_term_width = 100)]
 #[command(
     after_help = "Exit codes: 0 success, 2 usage, 69 preflight refused, 70 bug, 75 every attempt failed, \
-    93 hopeless, 124 deadline, 130 SIGINT, 143 SIGTERM."
+    93 hopeless, 94 drill not as expected, 124 deadline, 130 SIGINT, 143 SIGTERM."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -37,6 +37,8 @@ enum Command {
     Salvage(salvage::Args),
     /// List the traces of a run or of any folder, say what they show, or merge the ranks of a window
     Traces(traces::Args),
+    /// Let a simulated server fail in every known way, and see whether each failure is noticed, cleaned up and survived
+    Drill(drill::Args),
     /// Print the man page
     #[command(hide = true)]
     Man,
@@ -73,6 +75,7 @@ pub fn main(arguments: &[String]) -> ProcessExit {
         Command::Bench(args) => return bench::run(args),
         Command::Salvage(args) => return salvage::run(&args),
         Command::Traces(args) => traces::run(&args),
+        Command::Drill(args) => drill::run(&args),
         Command::Man => man(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "varcas-guard", &mut std::io::stdout());

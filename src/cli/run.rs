@@ -47,6 +47,7 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     if args.dry_run {
         return dry_run(&plan, &exe, args.json);
     }
+    super::drill::stage::enter(&plan);
     let dir = RunDir::new(&plan.output);
     let _lock = claim(&dir)?;
     let _log = own_log(&dir);

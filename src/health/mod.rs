@@ -5,6 +5,7 @@ pub mod deaths;
 pub mod disk;
 pub mod follow;
 pub mod gpu;
+pub mod gpu_script;
 pub mod lines;
 pub mod log_rules;
 pub mod log_starts;

@@ -14,9 +14,9 @@ use super::{os, port, reap};
 use crate::config::{Plan, ProfileMode};
 use crate::event::{EventKind, ExitHow, Phase, ProcId, Reading, ServerFacts};
 use crate::health::gpu::GpuSource;
+use crate::health::gpu_script;
 use crate::health::log_rules::Rules;
 use crate::health::log_watch::LogWatch;
-use crate::health::nvml::NvmlSource;
 use crate::health::sampler::{self, DiskPlaces, SamplerConfig, SamplerHandle};
 use crate::recovery::evidence::{self, Request};
 use crate::recovery::{backoff, salvage};
@@ -129,7 +129,7 @@ impl Drop for Task {
 impl Performer {
     /// Facts go to `facts`.
     pub fn new(run: Arc<Run>, facts: UnboundedSender<EventKind>) -> std::io::Result<Self> {
-        let gpu: Box<dyn GpuSource> = Box::new(NvmlSource::start()?);
+        let gpu = gpu_script::source()?;
         Ok(Self {
             run,
             facts,

@@ -211,8 +211,9 @@ fn sockets(folder: &Path) -> std::io::Result<(UnixListener, PathBuf, [UnixListen
 }
 
 fn steal(client: &Client, host: Ipv4Addr, phase: Phase, strangers: &mut Vec<Child>) {
-    for what in client.knobs.faults.due(Who::Api, phase, 1) {
-        if let What::Steal(linger) = what {
+    for fault in client.knobs.faults.due(Who::Api, phase, 1) {
+        if let What::Steal(linger) = &fault.what {
+            super::marks::struck(fault);
             let share = phase != Phase::Start;
             match tree::steal_port(host, client.args.port, share, *linger) {
                 Ok(stranger) => strangers.push(stranger),
@@ -259,7 +260,7 @@ async fn wait_for_engine(
 }
 
 fn is_deaf(client: &Client) -> bool {
-    client.knobs.faults.due(Who::Api, Phase::Stop, 1).any(|what| *what == What::IgnoreTerm)
+    client.knobs.faults.is_due(Who::Api, Phase::Stop, 1, &What::IgnoreTerm)
 }
 
 /// One thread reads from the engine, one writes: a stopped engine must not stop the API server.

@@ -1,6 +1,7 @@
 //! Answers of the two completion endpoints, whole and streamed, byte for byte in the layout of vLLM 0.15.1.
 
 use super::client::{Got, Ticket};
+use super::fault::What;
 use super::generate::{Words, request_id};
 use super::lines;
 use super::request::{ApiError, Wanted};
@@ -9,6 +10,7 @@ use crate::time::wall_now;
 use bytes::Bytes;
 use serde_json::json;
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// The event inside a stream that began with 200. Python's json.dumps puts blanks where pydantic does not.
 fn broken(message: &str) -> String {
@@ -17,6 +19,9 @@ fn broken(message: &str) -> String {
         json!(message)
     )
 }
+
+/// The pace of a stream that never ends.
+const GOES_ON: Duration = Duration::from_millis(100);
 
 const DONE: &str = "data: [DONE]\n\n";
 
@@ -44,7 +49,8 @@ pub(super) struct Answer {
     ready: VecDeque<String>,
     over: bool,
     role_sent: bool,
-    breaks_after: Option<u64>,
+    fault: Option<What>,
+    cut: bool,
 }
 
 impl Answer {
@@ -56,7 +62,8 @@ impl Answer {
             created: wall_now().as_second(),
             model: client.args.served_name.clone(),
             words: Words::new(seed, number, merge),
-            breaks_after: client.stream_breaks_after(number),
+            fault: client.stream_fault(number),
+            cut: false,
             generated: 0,
             ready: VecDeque::new(),
             over: false,
@@ -102,14 +109,22 @@ impl Answer {
         }
     }
 
-    /// The next server-sent event.
-    pub(super) async fn event(&mut self) -> Option<Bytes> {
+    /// The next server-sent event; an error breaks the connection.
+    pub(super) async fn event(&mut self) -> Option<std::io::Result<Bytes>> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                return Some(Bytes::from(event));
+                return Some(Ok(Bytes::from(event)));
+            }
+            if self.cut {
+                return Some(Err(std::io::Error::other("the connection breaks")));
+            }
+            if self.over && self.fault != Some(What::NeverEnds) {
+                return None;
             }
             if self.over {
-                return None;
+                tokio::time::sleep(GOES_ON).await;
+                self.chunk(" and", None);
+                continue;
             }
             let got = self.ticket.next().await;
             self.take(got).await;
@@ -131,12 +146,25 @@ impl Answer {
                 Got::Token(finish) => {
                     self.generated += 1;
                     text.push_str(self.words.next());
-                    if self.breaks_after.is_some_and(|after| self.generated >= after) {
-                        self.chunk(&text, None);
-                        return self.fail("Internal server error");
+                    match self.fault {
+                        Some(What::StreamError(after)) if self.generated >= after => {
+                            self.chunk(&text, None);
+                            return self.fail("Internal server error");
+                        }
+                        Some(What::Cut(after)) if self.generated >= after => {
+                            self.chunk(&text, None);
+                            self.cut = true;
+                            return;
+                        }
+                        Some(What::Stall(after)) if self.generated >= after => {
+                            self.chunk(&text, None);
+                            // Its end comes with the connection's, which drops this.
+                            std::future::pending::<()>().await;
+                        }
+                        _ => {}
                     }
                     if finish.is_some() {
-                        self.chunk(&text, finish);
+                        self.chunk(&text, finish.filter(|_| self.fault != Some(What::NeverEnds)));
                         return self.close();
                     }
                 }
@@ -193,6 +221,10 @@ impl Answer {
     }
 
     fn close(&mut self) {
+        self.over = true;
+        if self.fault == Some(What::NeverEnds) {
+            return;
+        }
         if self.wanted.usage {
             let kind = if self.wanted.chat { "chat.completion.chunk" } else { "text_completion" };
             self.ready.push_back(format!(
@@ -204,7 +236,6 @@ impl Answer {
             ));
         }
         self.ready.push_back(DONE.to_owned());
-        self.over = true;
     }
 
     fn fail(&mut self, message: &str) {

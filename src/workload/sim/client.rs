@@ -168,12 +168,13 @@ impl Client {
         Ticket { client: self.clone(), number, queue: receiver }
     }
 
-    /// After how many tokens the stream of this request is to break.
-    pub(super) fn stream_breaks_after(&self, number: u64) -> Option<u64> {
-        self.knobs.faults.due(Who::Api, Phase::Request, number).find_map(|what| match what {
-            What::StreamError(tokens) => Some(*tokens),
-            _ => None,
+    /// What goes wrong in the stream of this request.
+    pub(super) fn stream_fault(&self, number: u64) -> Option<What> {
+        let mut due = self.knobs.faults.due(Who::Api, Phase::Request, number).map(|fault| &fault.what);
+        due.find(|what| {
+            matches!(what, What::StreamError(_) | What::Cut(_) | What::Stall(_) | What::NeverEnds)
         })
+        .cloned()
     }
 
     /// The client of a request went away, or has all it wanted.

@@ -126,7 +126,7 @@ impl Engine {
 
     /// Whether SIGTERM has no effect on this engine.
     fn deaf(&self) -> bool {
-        self.knobs.faults.due(Who::Engine, Phase::Stop, 1).any(|what| *what == What::IgnoreTerm)
+        self.knobs.faults.is_due(Who::Engine, Phase::Stop, 1, &What::IgnoreTerm)
     }
 
     /// Waits; true when asked to end meanwhile.

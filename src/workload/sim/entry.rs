@@ -1,6 +1,6 @@
 //! The entrance: which of the simulated processes is this?
 
-use super::{api, engine, executor, tree};
+use super::{api, engine, executor, harm, tree};
 use std::process::ExitCode;
 
 /// Entrance of `varcas-guard __sim`. The first argument names a role of the tree; without one it is the API server.
@@ -10,6 +10,9 @@ pub fn main(arguments: &[String]) -> ExitCode {
         Some("worker") => executor::worker_main(),
         Some("-c") => tree::tracker_main(),
         Some("escape") => tree::escape_main(&arguments[1..]),
+        Some("zombie") => ExitCode::SUCCESS,
+        Some("bomb") => harm::bomb_main(&arguments[1..]),
+        Some("chain") => harm::chain_main(&arguments[1..]),
         Some("stranger") => tree::stranger_main(&arguments[1..]),
         _ => api::main(arguments),
     }

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
@@ -101,7 +102,9 @@ impl Executor {
         }
         let segment = format!("/psm_{:08x}", rand::random::<u32>());
         tell_tracker(boot.tracker, "REGISTER", &segment, "shared_memory");
-        let file = std::fs::File::create(format!("/dev/shm{segment}")).map_err(|_| End::Exit(1))?;
+        let path = PathBuf::from(format!("/dev/shm{segment}"));
+        super::marks::made(&path);
+        let file = std::fs::File::create(path).map_err(|_| End::Exit(1))?;
         // Sparse: it counts as a leftover, not as memory.
         let _ = file.set_len(16 << 20);
         let mut links = Vec::new();

@@ -118,7 +118,7 @@ impl Knobs {
         has: impl Fn(&str) -> bool,
     ) -> Result<Self, BadKnob> {
         let mut knobs = Self::default();
-        let mut faults = Vec::new();
+        let mut faults: Vec<Fault> = Vec::new();
         let mut only_attempt = None;
         let mut cured = false;
         for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
@@ -153,11 +153,20 @@ impl Knobs {
                 unknown => return Err(BadKnob(format!("no setting `{unknown}`{}", near(unknown, &NAMES)))),
             }
         }
+        for (index, fault) in faults.iter_mut().enumerate() {
+            fault.index = index;
+        }
         if !cured && only_attempt.is_none_or(|only| Some(only) == attempt) {
+            faults.retain(|fault| fault.in_attempt(attempt));
             knobs.faults = Faults::new(faults);
         }
         Ok(knobs)
     }
+}
+
+/// What is wrong with a value of `VARCAS_SIM`, as a lowercase fragment.
+pub fn check(text: &str) -> Result<(), String> {
+    Knobs::parse(text, None, |_| false).map(drop).map_err(|error| error.0)
 }
 
 /// ` (did you mean ...)`, or the whole list when nothing is near.

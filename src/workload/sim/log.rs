@@ -3,6 +3,48 @@
 
 use crate::time::wall_now;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on this process writes nothing.
+pub(super) fn silence() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Cuts the log to nothing, as `copytruncate` of logrotate does: everybody goes on in the same file.
+pub(super) fn truncate() -> std::io::Result<()> {
+    std::fs::File::create("/proc/self/fd/1").map(drop)
+}
+
+/// Renames the log and goes on in a new one under the old name. Other processes of the server stay in the old one.
+pub(super) fn rotate() -> std::io::Result<()> {
+    let path = std::fs::read_link("/proc/self/fd/1")?;
+    let mut old = path.clone().into_os_string();
+    old.push(".1");
+    std::fs::rename(&path, old)?;
+    let new = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
+    nix::unistd::dup2_stdout(&new)?;
+    nix::unistd::dup2_stderr(&new)?;
+    Ok(())
+}
+
+/// Writes lines of no importance, so many MiB of them, as fast as they can be written.
+pub(super) fn flood(mib: u64) {
+    let line = "INFO 11-24 03:10:01 [flood.py:1] a line of no importance, and of the length that lines of a log have\n";
+    let block = line.repeat((1 << 20) / line.len());
+    for _ in 0..mib {
+        emit(&block);
+    }
+}
+
+/// The text of a file as lines of this process.
+pub(super) fn say(path: &std::path::Path) {
+    match std::fs::read_to_string(path) {
+        Ok(text) => emit(&text),
+        Err(error) => emit(&format!("the simulator cannot read {}: {error}\n", path.display())),
+    }
+}
 
 /// Writes the lines of one process.
 #[derive(Debug, Clone)]
@@ -72,6 +114,9 @@ impl Log {
 
 /// A log that cannot be written is no reason to stop: the reader of the pipe may be gone.
 fn emit(text: &str) {
+    if SILENT.load(Ordering::Relaxed) {
+        return;
+    }
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

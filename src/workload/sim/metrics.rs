@@ -205,6 +205,17 @@ impl Metrics {
         }
     }
 
+    /// Every counter begins at 0 again, as after a restart that nobody saw.
+    pub(super) fn reset(&mut self) {
+        (self.prompt_tokens, self.generation_tokens, self.preemptions) = (0, 0, 0);
+        self.finished = [0; 4];
+        self.http.clear();
+        for histogram in &mut self.histograms {
+            histogram.counts.fill(0);
+            (histogram.sum, histogram.count) = (0.0, 0);
+        }
+    }
+
     fn observe(&mut self, which: H, value: f64) {
         self.histograms[which as usize].observe(value);
     }

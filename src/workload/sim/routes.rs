@@ -2,7 +2,9 @@
 
 use super::body::Answer;
 use super::client::Client;
+use super::fault::Lie;
 use super::generate::token_numbers;
+use super::harm;
 use super::request::{self, ApiError};
 use crate::time::wall_now;
 use bytes::Bytes;
@@ -12,12 +14,12 @@ use hyper::body::{Frame, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, SERVER, VARY};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
-use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// A response on its way out.
-pub(super) type Reply = Response<UnsyncBoxBody<Bytes, Infallible>>;
+pub(super) type Reply = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 
 /// What the real server lists when it starts.
 pub(super) const ROUTES: [(&str, &[&str]); 5] = [
@@ -73,6 +75,7 @@ async fn dispatch(client: &Arc<Client>, request: Request<Incoming>) -> Reply {
         return reply;
     }
     match path.as_str() {
+        "/health" | "/metrics" if let Some(reply) = lied(client, &path).await => reply,
         "/health" | "/ping" => {
             let status = if client.is_dead() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
             let mut reply = text(status, JSON, "");
@@ -96,6 +99,40 @@ async fn dispatch(client: &Arc<Client>, request: Request<Incoming>) -> Reply {
                 );
             };
             generate(client, &path, &body.to_bytes()).await
+        }
+    }
+}
+
+/// What a lying endpoint says; none when it says the truth.
+async fn lied(client: &Client, path: &str) -> Option<Reply> {
+    static FROZEN: Mutex<Option<String>> = Mutex::new(None);
+    let lies = harm::lies();
+    let page = || client.metrics(|metrics| metrics.text());
+    match if path == "/health" { lies.health } else { lies.metrics } {
+        Lie::Truth => None,
+        Lie::Status(status) => {
+            Some(text(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), JSON, ""))
+        }
+        Lie::Slow => {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            None
+        }
+        Lie::Silent => std::future::pending().await,
+        Lie::Garbage => {
+            let noise: Vec<u8> = (0..65536u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+            Some(text(StatusCode::OK, "text/plain", noise))
+        }
+        Lie::Huge => {
+            Some(text(StatusCode::OK, "text/plain", page() + &"# nothing of interest\n".repeat(600_000)))
+        }
+        Lie::Frozen => {
+            let mut frozen = FROZEN.lock().unwrap_or_else(PoisonError::into_inner);
+            Some(text(StatusCode::OK, "text/plain", frozen.get_or_insert_with(page).clone()))
+        }
+        Lie::Reset => {
+            client.metrics(|metrics| metrics.reset());
+            harm::lie(|lies| lies.metrics = Lie::Truth);
+            None
         }
     }
 }
@@ -126,7 +163,7 @@ async fn generate(client: &Arc<Client>, path: &str, body: &[u8]) -> Reply {
     }
     let events = futures_util::stream::unfold(answer, |mut answer| async move {
         let event = answer.event().await?;
-        Some((Ok::<_, Infallible>(Frame::data(event)), answer))
+        Some((event.map(Frame::data), answer))
     });
     reply(StatusCode::OK, "text/event-stream; charset=utf-8", StreamBody::new(events).boxed_unsync())
 }
@@ -156,10 +193,10 @@ fn models(client: &Client) -> String {
 const JSON: &str = "application/json";
 
 fn text(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Reply {
-    reply(status, kind, Full::new(body.into()).boxed_unsync())
+    reply(status, kind, Full::new(body.into()).map_err(|never| match never {}).boxed_unsync())
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: UnsyncBoxBody<Bytes, Infallible>) -> Reply {
+fn reply(status: StatusCode, kind: &'static str, body: UnsyncBoxBody<Bytes, std::io::Error>) -> Reply {
     let mut reply = Response::new(body);
     *reply.status_mut() = status;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));

@@ -1,7 +1,8 @@
 //! The processes of the simulated server: how they start each other, what they inherit, and how they come to harm.
 
 use super::args::Args;
-use super::fault::{Crash, Faults, Phase, Sig, What, Who};
+use super::fault::{Crash, Faults, Phase, What, Who};
+use super::{harm, log, marks};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -112,7 +113,7 @@ pub(super) fn tracker_main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn ignore_signals() {
+pub(super) fn ignore_signals() {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         // A handler that does nothing: as good as ignoring for a process that restarts its reads.
         let _ = signal_hook::flag::register(signal, std::sync::Arc::default());
@@ -130,34 +131,73 @@ pub(super) enum End {
 
 /// Lets happen what is due. What ends the process in order comes back as an error, for the caller to unwind.
 pub(super) fn strike(faults: &Faults, who: Who, phase: Phase, n: u64) -> Result<(), End> {
-    for what in faults.due(who, phase, n) {
-        match what {
+    for fault in faults.due(who, phase, n) {
+        marks::struck(fault);
+        match &fault.what {
             What::Exit(code) => return Err(End::Exit(*code)),
             What::Crash(crash) => return Err(End::Crash(*crash)),
             What::Signal(signal) => kill_self(*signal),
             What::Hang => hang(),
+            What::Spin => harm::spin(),
+            What::Asleep => harm::asleep(),
             What::Slow(time) => sleep(*time),
             What::Escape(life) => escape(*life),
+            What::Zombies(count) => harm::zombies(*count),
+            What::Bomb(levels) => harm::bomb(*levels),
+            What::Chain(count) => harm::chain(*count),
+            What::Leak(mib) => harm::leak(*mib),
+            What::Say(path) => log::say(path),
+            What::Flood(mib) => {
+                let mib = *mib;
+                std::thread::spawn(move || log::flood(mib));
+            }
+            What::Silence => log::silence(),
+            What::TruncateLog => told(log::truncate()),
+            What::RotateLog => told(log::rotate()),
+            What::Health(lie) => harm::lie(|lies| lies.health = *lie),
+            What::Metrics(lie) => harm::lie(|lies| lies.metrics = *lie),
+            What::Guard(signal) => harm::signal_guard(*signal),
+            What::Keeper(signal) => harm::signal_keeper(*signal),
             What::IgnoreTerm
             | What::StreamError(_)
+            | What::Cut(_)
+            | What::Stall(_)
+            | What::NeverEnds
             | What::Half
             | What::Fail
             | What::Disable
+            | What::Grow(_)
+            | What::Full
             | What::Steal(_) => {}
         }
     }
     Ok(())
 }
 
-/// A process hit by a signal of its own.
-pub(super) fn kill_self(signal: Sig) {
-    signal_self(match signal {
-        Sig::Segv => Signal::SIGSEGV,
-        Sig::Abort => Signal::SIGABRT,
-        Sig::Kill => Signal::SIGKILL,
-        Sig::Stop => Signal::SIGSTOP,
-    });
+/// A fault that did not work would make a drill say that it was survived.
+fn told(result: std::io::Result<()>) {
+    if let Err(error) = result {
+        eprintln!("a fault did not work: {error}");
+    }
 }
+
+/// A process hit by a signal of its own.
+pub(super) fn kill_self(signal: i32) {
+    if let Ok(signal) = Signal::try_from(signal) {
+        signal_self(signal);
+    }
+}
+
+const DEADLY: [Signal; 8] = [
+    Signal::SIGKILL,
+    Signal::SIGSEGV,
+    Signal::SIGABRT,
+    Signal::SIGBUS,
+    Signal::SIGILL,
+    Signal::SIGFPE,
+    Signal::SIGTRAP,
+    Signal::SIGSYS,
+];
 
 /// Sends this process a signal until it is gone; a stopped process goes on when it is continued.
 pub(super) fn signal_self(signal: Signal) {
@@ -166,7 +206,8 @@ pub(super) fn signal_self(signal: Signal) {
     loop {
         // Rust's own SIGSEGV handler swallows the first one and restores the default for the second.
         let _ = kill(Pid::this(), signal);
-        if signal == Signal::SIGSTOP {
+        // Only these leave the process as it was, or are caught as a request to stop.
+        if !DEADLY.contains(&signal) {
             return;
         }
         sleep(Duration::from_millis(10));

@@ -160,8 +160,9 @@ impl Recorder {
         self.window += 1;
         self.state = State::Resting(instant_now().checked_add(self.limits.rest));
         self.say(WindowEvent::Flushing { window });
+        let due = self.faults.due(Who::Worker(self.rank), Phase::Window, u64::from(window));
         let hits: Vec<What> =
-            self.faults.due(Who::Worker(self.rank), Phase::Window, u64::from(window)).cloned().collect();
+            due.inspect(|fault| super::marks::struck(fault)).map(|fault| fault.what.clone()).collect();
         let stopping = instant_now();
         for hit in &hits {
             match hit {
@@ -177,6 +178,7 @@ impl Recorder {
                     return;
                 }
                 What::Signal(signal) => kill_self(*signal),
+                What::Grow(time) => self.grow(window, *time),
                 _ => {}
             }
         }
@@ -204,6 +206,13 @@ impl Recorder {
             let _ = std::fs::write(&temporary, &text.as_bytes()[..text.len() / 2]);
             super::tree::signal_self(Signal::SIGKILL);
         }
+        if hits.contains(&What::Full) {
+            // The error is the kernel's own: this device is always full.
+            let error = std::fs::write("/dev/full", &text).err().and_then(|error| error.raw_os_error());
+            let error = format!("OSError: [Errno {}] No space left on device", error.unwrap_or_default());
+            self.say(WindowEvent::Failed { window, error });
+            return;
+        }
         let written = std::fs::write(&temporary, &text).and_then(|()| std::fs::rename(&temporary, &path));
         match written {
             Ok(()) => self.say(WindowEvent::Closed {
@@ -222,6 +231,17 @@ impl Recorder {
                 let _ = std::fs::remove_file(&temporary);
                 self.say(WindowEvent::Failed { window, error: format!("OSError: {error}") });
             }
+        }
+    }
+
+    /// An export that takes its time: its file grows all the while, as a real one does.
+    fn grow(&self, window: u32, time: Duration) {
+        let path = self.folder.join(format!("window-{window:04}-rank{}.pt.trace.json.tmp", self.rank));
+        let until = instant_now() + time;
+        let Ok(mut file) = std::fs::File::create(path) else { return };
+        while instant_now() < until {
+            let _ = file.write_all(&[b' '; 16 << 10]);
+            sleep(Duration::from_millis(50));
         }
     }
 
