@@ -450,9 +450,9 @@ pub enum EventKind {
         /// What happened.
         error: String,
     },
-    /// Written by the keeper when the guard is gone.
+    /// Written by the keeper, or whoever came after it, when the guard is gone.
     GuardDied {
-        /// What the keeper did about it.
+        /// What was done about it.
         killed: Vec<ProcId>,
         /// What would not go.
         leftovers: Vec<Leftover>,

@@ -4,7 +4,8 @@ use super::options::{Options, environment, rules, runtime};
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Severity};
 use crate::health::nvml::NvmlSource;
-use crate::supervisor::preflight::{self, Leftovers};
+use crate::supervisor::leftovers::Leftovers;
+use crate::supervisor::preflight;
 use std::process::ExitCode as ProcessExit;
 
 /// Flags of `check`.

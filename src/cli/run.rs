@@ -13,7 +13,7 @@ use crate::supervisor::journal::{self, Journal};
 use crate::supervisor::layout::{RunDir, SEED_NAMES};
 use crate::supervisor::performer::Run;
 use crate::supervisor::run_id::RunId;
-use crate::supervisor::{os, proc};
+use crate::supervisor::{os, proc, reap};
 use crate::time::SystemClock;
 use crate::workload::server::{self, Places, RunMark};
 use std::fs::File;
@@ -227,7 +227,9 @@ pub fn output_check(root: &Path) -> Check {
         );
     }
     if (dir.journal().exists() || dir.attempt(1).root().exists()) && !was_refused(&dir) {
-        let saw = format!("{} holds an older run, which is not overwritten", root.display());
+        // Whoever asks has just seen that nobody holds the lock.
+        let kind = if reap::is_open(root) { "a run that was interrupted" } else { "an older run" };
+        let saw = format!("{} holds {kind}, which is not overwritten", root.display());
         return refuse(saw, "give another OUTPUT_DIR, or move the old one away");
     }
     let existing = root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
@@ -269,7 +271,7 @@ fn farewell(dir: &RunDir, report: &Report) {
 fn dry_run(plan: &Plan, exe: &Path, json: bool) -> Result<ProcessExit, Failure> {
     let env = environment();
     let mut gpu = crate::health::nvml::NvmlSource::start().context("start the thread that asks the GPUs")?;
-    let leftovers = crate::supervisor::preflight::Leftovers::Tell;
+    let leftovers = crate::supervisor::leftovers::Leftovers::Tell;
     let (checks, facts) =
         runtime()?.block_on(crate::supervisor::preflight::check(plan, &env, &mut gpu, leftovers));
     let attempt = RunDir::new(&plan.output).attempt(1);

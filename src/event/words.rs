@@ -76,7 +76,7 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
         EventKind::TimerFired { timer } => format!("{timer:?} deadline passed").to_lowercase(),
         EventKind::Trouble { what, error } => format!("trouble: {what}: {error}"),
         EventKind::GuardDied { killed, .. } => {
-            format!("varcas-guard died; its keeper killed {} processes", killed.len())
+            format!("varcas-guard died; {} processes that it had left were killed", killed.len())
         }
         EventKind::AttemptEnding(ending) => format!("{}: {}", ending.outcome, ending.reason),
         EventKind::AttemptEnded(ending) => format!("attempt closed: {}", ending.outcome),

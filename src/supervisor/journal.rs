@@ -6,7 +6,7 @@
 use crate::event::{Event, EventKind, JOURNAL_VERSION};
 use crate::time::Stamp;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read as _, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -115,6 +115,19 @@ pub fn each(path: &Path, mut take: impl FnMut(Event)) -> io::Result<Vec<(usize, 
             Err(error) => unread.push((number, error.to_string())),
         }
     }
+}
+
+/// Looked at from the end of a journal. Only the very first line, which holds the plan, comes near this size.
+pub(crate) const TAIL: u64 = 1 << 20;
+
+/// The last whole event, without reading all before it.
+pub fn last(path: &Path) -> io::Result<Option<Event>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let mut tail = Vec::new();
+    file.take(TAIL).read_to_end(&mut tail)?;
+    Ok(tail.rsplit(|byte| *byte == b'\n').find_map(|line| serde_json::from_slice(line).ok()))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod journal;
 pub mod judge;
 pub mod keeper;
 pub mod layout;
+pub mod leftovers;
 pub mod machine;
 pub mod os;
 mod packer;

@@ -131,6 +131,43 @@ pub fn close_on_exec_above_stdio() -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor above 2, for a forked child that must not hold what its parent holds.
+pub fn close_above_stdio() {
+    // SAFETY: no pointers. The caller never uses or drops what owned these descriptors: it ends with `_exit`.
+    let done = unsafe {
+        libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, 0 as libc::c_uint)
+    };
+    if done != 0 {
+        // A kernel before 5.9.
+        for fd in 3..4096 {
+            // SAFETY: as above; a number that is not open is answered with EBADF.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// Forks. The child runs `work` and ends with what that returns; nothing of the parent is dropped in it. The caller must
+/// have a single thread: whatever another thread was in the middle of would stay so in the child for ever.
+pub fn fork_child(work: impl FnOnce() -> u8) -> io::Result<i32> {
+    // SAFETY: with one thread, the copied memory is in a consistent state.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { child } => Ok(child.as_raw()),
+        nix::unistd::ForkResult::Child => {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(70);
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(i32::from(code)) }
+        }
+    }
+}
+
+/// Kills a child and waits until it is reaped. It must be ours and not be reaped by anybody else.
+pub fn end_child(pid: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    // A child that is not reaped keeps its pid, so this cannot reach another process.
+    let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+    while nix::sys::wait::waitpid(pid, None) == Err(nix::errno::Errno::EINTR) {}
+}
+
 /// What became of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
@@ -292,14 +329,42 @@ pub fn poll(interests: &[Interest<'_>], timeout: Duration) -> io::Result<Vec<boo
     }
 }
 
-/// Takes the exclusive lock of a file if nobody holds it; the lock goes with the returned file.
+/// Takes the exclusive lock of a file if nobody holds it; the lock goes with the returned file. A symbolic link in the
+/// place of the file is an error: in a folder that others may write to, it could lead anywhere.
 pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = File::options();
+    options.create(true).truncate(false).read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    exclusive(options.open(path)?)
+}
+
+/// The same for a folder that exists.
+pub fn try_lock_folder(path: &Path) -> io::Result<Option<File>> {
+    exclusive(open_folder(path)?)
+}
+
+fn exclusive(file: File) -> io::Result<Option<File>> {
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(std::fs::TryLockError::WouldBlock) => Ok(None),
         Err(std::fs::TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// Takes a share in the lock of a folder: as long as the returned file is open, in whichever process, nobody gets it
+/// exclusively. The kernel lets go of it however we die.
+pub fn share_lock_of_folder(path: &Path) -> io::Result<File> {
+    let file = open_folder(path)?;
+    match file.try_lock_shared() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+fn open_folder(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY).open(path)
 }
 
 /// Bytes that we may still write on the file system of `path`.

@@ -4,8 +4,9 @@
 use super::autopsy::Autopsy;
 use super::keeper::{Keeper, KeeperSpec, Order, Target};
 use super::layout::{AttemptDir, RunDir};
+use super::leftovers::Leftovers;
 use super::packer::{self, Packer};
-use super::preflight::{self, Leftovers};
+use super::preflight;
 use super::returned::{SharedGpu, gpu_left, port_left, used};
 use super::run_id::RunId;
 use super::state::Action;
@@ -82,6 +83,8 @@ pub struct Performer {
 struct Attempt {
     dir: AttemptDir,
     scratch: PathBuf,
+    /// Says that the scratch folder is in use.
+    _hold: std::fs::File,
     shm_before: Vec<String>,
     keeper: Option<Keeper>,
     /// What the keeper knew when it was lost.
@@ -228,14 +231,17 @@ impl Performer {
             return;
         }
         if let Err(error) = packer::tell_workers(traces, phase) {
-            let what = "tell the workers which phase it is".to_owned();
-            self.say(EventKind::Trouble { what, error: error.to_string() });
+            self.trouble("tell the workers which phase it is", &error);
         }
     }
 
     fn say(&self, fact: EventKind) {
         // The dispatcher holds the receiver for as long as there is anything to say.
         drop(self.facts.send(fact));
+    }
+
+    fn trouble(&self, what: &str, error: &dyn std::fmt::Display) {
+        self.say(EventKind::Trouble { what: what.to_owned(), error: error.to_string() });
     }
 
     fn base_url(&self) -> String {
@@ -269,10 +275,7 @@ impl Performer {
                 .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         }
         self.tell_workers(&dir.traces(), Phase::Loading);
-        let temp = std::env::temp_dir();
-        let base = if temp.as_os_str().len() > 40 { Path::new("/tmp") } else { temp.as_path() };
-        let scratch = reap::make_scratch(base)
-            .map_err(|error| format!("cannot make a private folder in {}: {error}", base.display()))?;
+        let scratch = reap::make_scratch_somewhere()?;
         let places = Places {
             traces: dir.traces(),
             scratch: scratch.clone(),
@@ -295,6 +298,7 @@ impl Performer {
             save_to: dir.tmp(),
             shm_before: shm_before.clone(),
         };
+        let hold = reap::own_scratch(&spec).map_err(|error| format!("{}: {error}", scratch.display()))?;
         let keeper = Keeper::start(&run.exe, &spec, self.facts.clone())
             .map_err(|failure| failure.problems.join("; "))?;
         self.say(EventKind::ServerEnvironment { env: command.ours });
@@ -317,10 +321,7 @@ impl Performer {
         let sampler = match sampler::spawn(config, self.facts.clone()) {
             Ok(sampler) => Some(sampler),
             Err(error) => {
-                self.say(EventKind::Trouble {
-                    what: "start the samplers".to_owned(),
-                    error: error.to_string(),
-                });
+                self.trouble("start the samplers", &error);
                 None
             }
         };
@@ -329,10 +330,7 @@ impl Performer {
             match LogWatch::spawn(dir.server_log(), rules, self.log_phase.subscribe(), self.facts.clone()) {
                 Ok(watch) => Some(watch),
                 Err(error) => {
-                    self.say(EventKind::Trouble {
-                        what: "watch the server's log".to_owned(),
-                        error: error.to_string(),
-                    });
+                    self.trouble("watch the server's log", &error);
                     None
                 }
             };
@@ -346,6 +344,7 @@ impl Performer {
         self.attempt = Some(Attempt {
             dir,
             scratch,
+            _hold: hold,
             shm_before,
             keeper: Some(keeper),
             orphans: Vec::new(),
@@ -503,10 +502,7 @@ impl Performer {
         let Some(attempt) = &self.attempt else { return };
         let request = attempt.dir.traces().join(windows::CLOSE_REQUEST);
         if let Err(error) = std::fs::write(&request, b"") {
-            self.say(EventKind::Trouble {
-                what: format!("write {}", request.display()),
-                error: error.to_string(),
-            });
+            self.trouble(&format!("write {}", request.display()), &error);
         }
         attempt.closing.send_replace(true);
     }

@@ -1,7 +1,8 @@
 //! Everything that can be known to go wrong is found before anything is started. Each check says what it saw, and if it
 //! refuses, what to do. Nobody else's process is ever ended here.
 
-use super::{os, port, reap};
+use super::leftovers::{self, Leftovers};
+use super::{os, port};
 use crate::config::{Plan, Rhythm, ServerKind};
 use crate::event::{Check, Reading, ServerFacts, Severity};
 use crate::health::gpu::{GpuMemory, GpuSource};
@@ -22,24 +23,16 @@ const COMFORTABLE_DISK: u64 = 5 * GIB;
 /// vLLM's own default for `--gpu-memory-utilization`.
 const GPU_SHARE: f64 = 0.9;
 
-/// What leftovers of dead runs mean: `run` ends them, `check` only tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leftovers {
-    /// End those whose guard is dead.
-    End,
-    /// Say so.
-    Tell,
-}
-
 /// Runs every check.
 pub async fn check(
     plan: &Plan,
     env: &BTreeMap<String, String>,
     gpu: &mut dyn GpuSource,
-    leftovers: Leftovers,
+    what: Leftovers,
 ) -> (Vec<Check>, ServerFacts) {
     let mut checks = Vec::new();
-    checks.extend(blocking(move || marked(leftovers)).await);
+    let beside = plan.output.parent().map(Path::to_owned);
+    checks.extend(blocking(move || leftovers::checks(what, beside.as_deref())).await);
     checks.push(port_free(plan.server.port).await);
     let (check, facts) = interpreter(plan).await;
     checks.push(check);
@@ -69,72 +62,6 @@ fn bad(severity: Severity, check: &str, saw: impl Into<String>, hint: impl Into<
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Vec<T> + Send + 'static) -> Vec<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_default()
-}
-
-fn marked(leftovers: Leftovers) -> Vec<Check> {
-    let mine = os::own_uid();
-    let mut dead: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut alive: BTreeMap<String, usize> = BTreeMap::new();
-    let own = os::own_pid();
-    for process in reap::find_marked() {
-        if process.run_id.guard().pid == own && process.guard_alive {
-            continue;
-        }
-        if process.guard_alive {
-            *alive.entry(process.run_id.as_str().to_owned()).or_default() += 1;
-        } else if process.uid == mine {
-            let text = format!("{} ({})", process.comm, process.proc);
-            dead.entry(process.run_id.as_str().to_owned()).or_default().push(text);
-        }
-    }
-    let mut checks: Vec<Check> = alive
-        .into_iter()
-        .map(|(run, n)| Check {
-            check: "leftovers".to_owned(),
-            severity: Severity::Note,
-            saw: format!("another run, {run}, is alive with {n} processes"),
-            hint: None,
-        })
-        .collect();
-    for (run, processes) in dead {
-        let list = processes.join(", ");
-        if leftovers == Leftovers::Tell {
-            let saw =
-                format!("{} of run {run}, whose guard is dead: {list}", count(processes.len(), "process"));
-            checks.push(bad(
-                Severity::Warn,
-                "leftovers",
-                saw,
-                "end them with `varcas-guard reap`; `run` does it by itself",
-            ));
-            continue;
-        }
-        let (killed, left) = reap::kill_marked(&run, &[], &[own]);
-        if left.is_empty() {
-            checks.push(Check {
-                check: "leftovers".to_owned(),
-                severity: Severity::Note,
-                saw: format!("ended {} that run {run} had left: {list}", count(killed.len(), "process")),
-                hint: None,
-            });
-        } else {
-            let saw = format!("run {run} left processes that SIGKILL does not end: {left:?}");
-            checks.push(bad(
-                Severity::Refuse,
-                "leftovers",
-                saw,
-                "only the kernel can end them: reboot, or wait for the driver",
-            ));
-        }
-    }
-    if checks.is_empty() {
-        checks.push(good("leftovers", "no process of an earlier run"));
-    }
-    checks
-}
-
-fn count(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}es") }
 }
 
 async fn port_free(port: u16) -> Check {

@@ -1,13 +1,15 @@
 //! What is left of a run: marked processes, shared memory, temporary files; finding it and getting rid of it. Used by
 //! the keeper after the guard's death, by the guard after the keeper's, and by `varcas-guard reap` after both.
 
+mod abandoned;
 mod clean;
 
+pub use abandoned::{Abandoned, Closed, close, find_abandoned, is_open, journal_of, of_run};
 pub(crate) use clean::note_shm;
-pub use clean::{clean, make_scratch, shm_names};
+pub use clean::{clean, make_scratch, make_scratch_somewhere, own_scratch, shm_names};
 
 use crate::event::{Leftover, ProcId};
-use crate::supervisor::keeper::kill;
+use crate::supervisor::keeper::kill::{self, Killed};
 use crate::supervisor::keeper::tree::{Stance, Tree};
 use crate::supervisor::proc::{self, Stat};
 use crate::supervisor::run_id::{MARK, RunId};
@@ -81,10 +83,18 @@ fn mark_of(pid: i32) -> Option<RunId> {
 ///
 /// [`Keeper::known`]: crate::supervisor::keeper::Keeper::known
 pub fn kill_marked(run_id: &str, known: &[ProcId], exclude: &[i32]) -> (Vec<ProcId>, Vec<Leftover>) {
+    let Killed { killed, leftovers } = kill_left(run_id, known, None, exclude);
+    (killed, leftovers)
+}
+
+/// The same, and everybody in the session of `keeper`, which is dead.
+pub(crate) fn kill_left(run_id: &str, known: &[ProcId], keeper: Option<ProcId>, exclude: &[i32]) -> Killed {
     let mut tree = Tree::new(run_id, Stance::Outsider, exclude);
+    if let Some(keeper) = keeper {
+        tree.inherit_session(keeper);
+    }
     for id in known {
         tree.adopt_known(*id);
     }
-    let killed = kill::kill_all(&mut tree, "the keeper died", &mut |_| ());
-    (killed.killed, killed.leftovers)
+    kill::kill_all(&mut tree, "the keeper died", &mut |_| ())
 }

@@ -280,6 +280,11 @@ impl Finished {
         self.events().iter().filter_map(ending).collect()
     }
 
+    /// What it wrote to standard output and error.
+    pub(crate) fn said(&self) -> &str {
+        &self.text
+    }
+
     /// What the run said, for the message of a failed test.
     pub(crate) fn told(&self) -> String {
         let log = std::fs::read_to_string(self.out.join("attempt-1/vllm_server.log")).unwrap_or_default();

@@ -260,8 +260,10 @@ pub(crate) fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
+/// Without the heir that every keeper has.
 pub(crate) fn children_of(pid: i32) -> Vec<i32> {
-    proc::pids().into_iter().filter(|child| proc::stat(*child).is_some_and(|stat| stat.ppid == pid)).collect()
+    let child = |stat: proc::Stat| stat.ppid == pid && stat.comm != "varcas-heir";
+    proc::pids().into_iter().filter(|other| proc::stat(*other).is_some_and(child)).collect()
 }
 
 pub(crate) fn status_field(status: &str, name: &str) -> String {

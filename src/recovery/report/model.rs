@@ -334,7 +334,7 @@ fn run_level(report: &mut Report, event: &Event) {
             report.troubles.push(format!("{input} made no sense while {state}"))
         }
         EventKind::GuardDied { .. } => {
-            report.reason = "varcas-guard itself was killed; its keeper ended the server".to_owned();
+            report.reason = "varcas-guard itself was killed, and what it had left was ended".to_owned();
         }
         EventKind::RunFinished { outcome, exit_code, reason } => {
             report.outcome = kebab(*outcome);

@@ -1,15 +1,13 @@
-//! The journal's last line, written by the keeper when the guard is gone.
+//! The journal's last line, written by whoever is left when the guard is gone.
 
 use crate::event::{Event, EventKind, JOURNAL_VERSION};
+use crate::supervisor::journal::TAIL;
 use crate::time::{Stamp, wall_now};
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
-
-/// Looked at from the end of the journal. Only the very first line, which holds the plan, comes near this size.
-const TAIL: u64 = 1 << 20;
 
 /// What must be known of the line before ours.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
@@ -20,7 +18,7 @@ struct Before {
 }
 
 /// Appends `kind` as one line. The guard may have died while writing: a torn last line is closed, not repaired.
-pub(super) fn append(journal: &Path, attempt: u32, kind: EventKind) -> io::Result<()> {
+pub(crate) fn append(journal: &Path, attempt: u32, kind: EventKind) -> io::Result<()> {
     let mut file = File::options().read(true).append(true).create(true).open(journal)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;

@@ -2,8 +2,8 @@
 //! must outlive everything else.
 
 use crate::event::{EventKind, ProcId};
+use crate::supervisor::keeper::heir::Heir;
 use crate::supervisor::keeper::kill::{self, Killed};
-use crate::supervisor::keeper::last_words;
 use crate::supervisor::keeper::tree::{Member, Stance, Tree};
 use crate::supervisor::keeper::wire::{self, KeeperSpec, Order, Target};
 use crate::supervisor::os::{self, Interest};
@@ -64,9 +64,21 @@ fn run() -> io::Result<bool> {
         // The guard died before it could ask for anything: there is nothing to clean up after.
         return Ok(true);
     };
-    let tree = Tree::new(&spec.run_id, Stance::Keeper, &[guard]);
-    let keeper = Keeper { spec, line, deaths, tree, next_scan: instant_now(), scans: 0 };
-    Ok(keeper.serve())
+    // Without the lock somebody who cleans up could take the folder for abandoned once the guard is dead; the spec's
+    // tests use folders that are.
+    let _hold = os::share_lock_of_folder(&spec.scratch);
+    let heir = Heir::leave(&spec);
+    let keep_out: Vec<i32> = heir.as_ref().ok().map(Heir::pid).into_iter().chain([guard]).collect();
+    let tree = Tree::new(&spec.run_id, Stance::Keeper, &keep_out);
+    let mut keeper = Keeper { spec, line, deaths, tree, next_scan: instant_now(), scans: 0 };
+    if let Err(error) = &heir {
+        keeper.trouble("leave an heir", error);
+    }
+    let gone = keeper.serve();
+    if let Ok(heir) = heir {
+        heir.dismiss();
+    }
+    Ok(gone)
 }
 
 /// The socket with its buffers. Sending never blocks: a guard that is stopped must not stop the keeper.
@@ -266,24 +278,12 @@ impl Keeper {
     }
 
     fn guard_died(mut self) -> bool {
-        let killed = self.kill_all("the guard died");
-        let mut leftovers = killed.leftovers;
-        let (removed, stuck) = reap::clean(&self.spec.scratch, &self.spec.save_to, &self.spec.shm_before);
-        leftovers.extend(stuck);
-        let gone = leftovers.is_empty();
-        let kind = EventKind::GuardDied { killed: killed.killed, leftovers, removed };
-        if let Err(error) = last_words::append(&self.spec.journal, self.spec.attempt, kind) {
-            eprintln!("varcas-guard keeper: cannot append to {}: {error}", self.spec.journal.display());
+        let Killed { killed, leftovers } = self.kill_all("the guard died");
+        let closed = reap::close(&self.spec, killed, leftovers);
+        for problem in &closed.problems {
+            eprintln!("varcas-guard keeper: {problem}");
         }
-        // Nobody else is left to write it, and somebody will look for it in the morning.
-        if let (Ok(exe), Some(run)) = (std::env::current_exe(), self.spec.journal.parent()) {
-            let status =
-                Command::new(exe).arg("report").arg(run).arg("--write").stdout(Stdio::null()).status();
-            if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
-                eprintln!("varcas-guard keeper: cannot write the report of {}: {status:?}", run.display());
-            }
-        }
-        gone
+        closed.leftovers.is_empty()
     }
 }
 

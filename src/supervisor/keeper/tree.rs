@@ -52,6 +52,8 @@ pub(crate) struct Tree {
     strangers: HashMap<i32, u64>,
     main: Option<ProcId>,
     last_reaped: Option<Stat>,
+    /// The session of a keeper that is dead.
+    inherited: Option<i32>,
     /// Dead, ours, and for their own parents to reap as long as those live.
     bodies: Vec<ProcId>,
 }
@@ -68,6 +70,7 @@ impl Tree {
             strangers: HashMap::new(),
             main: None,
             last_reaped: None,
+            inherited: None,
             bodies: Vec::new(),
         }
     }
@@ -98,6 +101,12 @@ impl Tree {
         self.strangers.remove(&stat.id.pid);
         let handle = PidFd::open(stat.id).ok().flatten();
         self.members.insert(stat.id.pid, Member { stat, handle, finished: false });
+    }
+
+    /// Everybody in the session of this keeper is ours once it is dead. As long as one of them lives, the kernel gives its
+    /// number to nobody else.
+    pub(crate) fn inherit_session(&mut self, keeper: ProcId) {
+        self.inherited = Some(keeper.pid);
     }
 
     /// A process that somebody else knows to be ours, if it still lives.
@@ -182,7 +191,8 @@ impl Tree {
             return BTreeSet::from([self.me]);
         }
         let ours = |leader: i32| self.members.contains_key(&leader) || proc::stat(leader).is_none();
-        let sessions: BTreeSet<i32> = self.members.values().map(|member| member.stat.session).collect();
+        let sessions: BTreeSet<i32> =
+            self.members.values().map(|member| member.stat.session).chain(self.inherited).collect();
         sessions.into_iter().filter(|leader| *leader > 1 && ours(*leader)).collect()
     }
 
@@ -304,6 +314,9 @@ impl Tree {
     }
 
     fn bury_child(&mut self, pid: i32, stat: Option<Stat>, how: ExitHow, tell: Tell<'_>) {
+        if self.keep_out.contains(&pid) {
+            return;
+        }
         if let Some(member) = self.members.remove(&pid) {
             let last = stat.filter(|now| now.id == member.stat.id).unwrap_or(member.stat);
             tell(self.exited(&last, how));

@@ -7,7 +7,8 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// What a keeper must know before it starts anything.
+/// What a keeper must know before it starts anything. Also written into the scratch folder, for whoever cleans up when
+/// guard and keeper are both dead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeeperSpec {
     /// The mark in the environment of every process of the run.

@@ -1,10 +1,11 @@
 //! What dead processes leave in the file system: the private temporary folder and shared memory.
 
 use crate::event::Leftover;
+use crate::supervisor::keeper::KeeperSpec;
 use crate::supervisor::{os, proc};
 use std::collections::BTreeSet;
-use std::fs::{self, Metadata};
-use std::io;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,33 @@ pub fn make_scratch(base: &Path) -> io::Result<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
     let private = fs::Permissions::from_mode(0o700);
     tempfile::Builder::new().prefix("vg-").permissions(private).tempdir_in(base).map(tempfile::TempDir::keep)
+}
+
+/// The same in the usual place for temporary files, or in /tmp if that has a long name.
+pub fn make_scratch_somewhere() -> Result<PathBuf, String> {
+    let temp = std::env::temp_dir();
+    let base = if temp.as_os_str().len() > 40 { Path::new("/tmp") } else { temp.as_path() };
+    make_scratch(base).map_err(|error| format!("cannot make a private folder in {}: {error}", base.display()))
+}
+
+/// In the scratch folder: to whom it belongs, for whoever finds it when all who knew it are dead.
+const OWNER: &str = ".owner";
+
+/// Takes a share in the folder's lock, so that it is not taken for abandoned as long as the returned file, or the
+/// keeper's own share, is held, and leaves word in it.
+pub fn own_scratch(spec: &KeeperSpec) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let hold = os::share_lock_of_folder(&spec.scratch)?;
+    let text = serde_json::to_vec(spec)?;
+    let mut owner =
+        File::options().write(true).create_new(true).mode(0o600).open(spec.scratch.join(OWNER))?;
+    owner.write_all(&text)?;
+    Ok(hold)
+}
+
+/// What [`own_scratch`] left there.
+pub(super) fn owner_of(scratch: &Path) -> Option<KeeperSpec> {
+    serde_json::from_slice(&fs::read(scratch.join(OWNER)).ok()?).ok()
 }
 
 /// How names begin in the scratch folder that are no evidence: a compiler's cache, which can be large, and the file by
@@ -134,7 +162,10 @@ fn save_files(
         // Of the entry itself, not of what a link points to.
         let Ok(kind) = entry.file_type() else { continue };
         let name = entry.file_name();
-        if name == SEEN || NOT_SAVED.iter().any(|start| name.to_string_lossy().starts_with(start)) {
+        if name == SEEN
+            || name == OWNER
+            || NOT_SAVED.iter().any(|start| name.to_string_lossy().starts_with(start))
+        {
             continue;
         }
         if kind.is_dir() {
