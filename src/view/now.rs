@@ -122,6 +122,8 @@ pub struct Now {
     pub model: String,
     /// Version of the server.
     pub server_version: Option<String>,
+    /// The device it uses: `cuda`, `cpu`, ...
+    pub device: Option<String>,
     /// Whether the profiler records.
     pub profiling: bool,
     /// How long requests are sent.
@@ -209,7 +211,10 @@ impl Now {
                 self.phase = Some(*phase);
                 (self.phase_since, self.phase_budget) = (now, *budget);
             }
-            EventKind::PreflightFinished { server, .. } => self.server_version.clone_from(&server.version),
+            EventKind::PreflightFinished { server, .. } => {
+                self.server_version.clone_from(&server.version);
+                self.device.clone_from(&server.device);
+            }
             EventKind::ServerReady { model, .. } => {
                 self.ready = true;
                 self.model.clone_from(model);
