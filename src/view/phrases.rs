@@ -2,6 +2,7 @@
 //! when there is nothing to say.
 
 use super::now::{Now, TokensFrom};
+use super::snapshot::Standing;
 use super::units::{bytes, count, figure};
 use crate::event::{Finding, GpuSample, Gravity, Phase, Reading, SuspicionStep};
 use crate::time::human;
@@ -219,6 +220,27 @@ pub fn so_far(now: &Now) -> Option<(Tone, String)> {
     let root = Finding::root(&findings).or_else(|| findings.first().copied())?;
     let tone = if root.gravity == Gravity::Fatal { Tone::Bad } else { Tone::Doubtful };
     Some((tone, finding(root)))
+}
+
+/// Everything in one line.
+pub fn short(now: &Now, at: Duration, standing: Standing) -> String {
+    let place = format!("{}, {}", phase(now), attempt(now));
+    match standing {
+        Standing::Finished => so_far(now).map_or(place, |(_, text)| text),
+        Standing::Interrupted => {
+            let why = if now.guard_died { "the guard died" } else { "the guard is gone" };
+            format!("interrupted in {place}: {why}")
+        }
+        Standing::Running => {
+            let pieces = [
+                Some(time(now, at)),
+                requests(now).map(|(_, text)| text),
+                tokens(now, at),
+                so_far(now).map(|(_, text)| text),
+            ];
+            format!("{place}: {}", pieces.into_iter().flatten().collect::<Vec<_>>().join("; "))
+        }
+    }
 }
 
 /// What follows from the attempt before or from this one, with the settings that are changed.

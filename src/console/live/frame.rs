@@ -83,7 +83,7 @@ fn head(now: &Now, at: Duration, width: usize, able: Abilities) -> Line {
     let title = format!("{}, {}", phrases::phase(now), phrases::attempt(now));
     let clock = phrases::clock(at);
     let title = cut(&title, width.saturating_sub(6));
-    let used = 4 + title.width() + 1;
+    let used = 4 + title.width();
     let rest = width.saturating_sub(used);
     let tail = if rest > clock.len() + 4 {
         format!("{} {clock} {dash}{dash}", dash.repeat(rest - clock.len() - 4))
@@ -353,7 +353,7 @@ mod tests {
     #[test]
     fn eighty_columns_show_everything() {
         let expected = "\
-── measuring, attempt 1 of 4 ───────────────────────────────────────── 1:12 ──
+── measuring, attempt 1 of 4 ────────────────────────────────────────── 1:12 ──
  time      ███████░░░░░ 1:12 of 2:00, 0:48 left
  requests  1,234 done, 2 failed, 64 open of 3,000
  speed     TTFT p50 41 ms, p99 180 ms
@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn a_narrow_terminal_has_no_labels_and_a_flat_one_keeps_what_matters_most() {
         let expected = "\
-── measuring, attempt 1 of 4 ─ 1:12 ──
+── measuring, attempt 1 of 4 ── 1:12 ──
  1:12 of 2:00, 0:48 left
  1,234 done, 2 failed, 64 open of 3,000
  crash: it broke

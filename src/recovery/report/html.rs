@@ -18,9 +18,9 @@ use super::units::{bytes, count, figure};
 use super::{Excerpt, View};
 use crate::event::BenchSummary;
 use crate::time::human;
+use crate::view::clean::clean;
+use crate::view::page::{STYLE, section, sign, tile};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-
-const STYLE: &str = include_str!("html/style.css");
 
 /// Nothing may be fetched and nothing may run; styles stand in the file itself.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
@@ -44,7 +44,7 @@ pub fn render(view: &View<'_>) -> String {
             }
             body {
                 header.(tone_class(tone)) {
-                    p.status { span.sign aria-hidden="true" { (sign(tone)) } " " (word) }
+                    p.status { span.sign aria-hidden="true" { (sign(tone_class(tone))) } " " (word) }
                     h1 { (first_up(&title)) }
                     (changed(report))
                     div.story { @for sentence in &report.story { p { (sentence) } } }
@@ -76,12 +76,7 @@ pub fn render(view: &View<'_>) -> String {
         }
     };
     // Of everything at once, so that no place can be forgotten.
-    safe::clean(&page.into_string()).into_owned()
-}
-
-/// A section of the page.
-fn section(id: &str, title: &str, body: Markup) -> Markup {
-    html! { section id=(id) { h2 { (title) } (body) } }
+    clean(&page.into_string()).into_owned()
 }
 
 /// A relative link; no text of a log can turn it into anything else.
@@ -100,16 +95,6 @@ fn tone_class(tone: Tone) -> &'static str {
         Tone::Mixed => "mixed",
         Tone::Bad => "bad",
         Tone::Open => "open",
-    }
-}
-
-/// Colour alone tells nothing to many people.
-fn sign(tone: Tone) -> &'static str {
-    match tone {
-        Tone::Good => "\u{2713}",
-        Tone::Mixed => "!",
-        Tone::Bad => "\u{2715}",
-        Tone::Open => "\u{2026}",
     }
 }
 
@@ -191,10 +176,6 @@ fn tiles(report: &Report) -> Markup {
             }
         }
     }
-}
-
-fn tile(name: &str, value: &str, more: &str) -> Markup {
-    html! { div { dt { (name) } dd { b { (value) } small { (more) } } } }
 }
 
 fn incomplete(bench: &BenchSummary) -> Markup {

@@ -7,6 +7,7 @@ use super::units::{bytes, count, figure};
 use super::{missing, profile, safe};
 use crate::event::{BenchSummary, Latency, Phase, Quote, Severity, Verdict};
 use crate::time::human;
+use crate::view::clean::clean;
 use std::fmt::Write;
 
 /// Renders the report.
@@ -14,7 +15,7 @@ pub fn render(view: &View<'_>) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = write(&mut out, view);
-    safe::clean(&out).into_owned()
+    clean(&out).into_owned()
 }
 
 fn write(out: &mut String, view: &View<'_>) -> std::fmt::Result {

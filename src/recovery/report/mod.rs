@@ -1,7 +1,6 @@
 //! The post-mortem. `model` and `series` make it from the events alone, `story` puts it into words; `html`, `markdown`
 //! and `text` show it to people. `excerpts` takes along what the run folder says beside the journal.
 
-pub mod chart;
 pub mod excerpts;
 pub mod html;
 pub mod markdown;
@@ -9,10 +8,9 @@ pub mod missing;
 pub mod model;
 pub mod profile;
 mod safe;
-pub mod series;
 pub mod story;
 pub mod text;
 mod view;
 
-pub use crate::view::units;
+pub use crate::view::{series, units};
 pub use view::{Excerpt, View};

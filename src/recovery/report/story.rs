@@ -7,6 +7,7 @@ use crate::config::{LoadPlan, Process, ProfileMode, ServerKind};
 use crate::error::ExitCode;
 use crate::event::{Leftover, Outcome, Retry, Severity, Verdict};
 use crate::time::human;
+pub use crate::view::names::{cause, first_up, sentence};
 
 /// What kind of news it is; gives a report its colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,30 +33,6 @@ pub fn headline(report: &Report) -> (Tone, &'static str) {
         "running" => (Tone::Open, "STILL RUNNING"),
         _ => (Tone::Bad, "FAILED"),
     }
-}
-
-/// A class name as a person would say it: `cuda-oom` is `CUDA out of memory`.
-pub fn cause(name: &str) -> String {
-    let mut words: Vec<&str> = Vec::new();
-    for word in name.split('-') {
-        words.push(match word {
-            "cuda" => "CUDA",
-            "oom" => "out of memory",
-            "kv" => "KV",
-            "gpu" => "GPU",
-            "cpu" => "CPU",
-            "nccl" => "NCCL",
-            "vllm" => "vLLM",
-            "jit" => "JIT",
-            "nvml" => "NVML",
-            "shm" => "shared memory",
-            "flashinfer" => "FlashInfer",
-            other => other,
-        });
-    }
-    let text = words.join(" ");
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// The attempt that the report is about: the one that counts after a success, else the last one.
@@ -92,15 +69,6 @@ pub fn under_changes(report: &Report) -> &'static str {
     }
 }
 
-/// With a capital letter, unless it begins with a name that has none.
-pub fn first_up(text: &str) -> String {
-    if text.starts_with("varcas-guard") || text.starts_with("vLLM") {
-        return text.to_owned();
-    }
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
-}
-
 /// A sentence as the second half of another.
 fn inside(text: &str) -> String {
     let first = text.split(' ').next().unwrap_or_default();
@@ -112,11 +80,6 @@ fn inside(text: &str) -> String {
     } else {
         text.to_owned()
     }
-}
-
-/// One sentence, whatever stood at the end of the text.
-pub fn sentence(text: &str) -> String {
-    format!("{}.", first_up(text.trim().trim_end_matches('.')))
 }
 
 /// Writes the words into the report.

@@ -1,10 +1,10 @@
 //! `report RUN --format text`: the page's first screen for a terminal. Pure.
 
 use super::View;
-use super::safe;
 use super::story::{self, exit_code};
 use super::units::figure;
 use crate::time::human;
+use crate::view::clean::clean;
 use std::fmt::Write as _;
 
 /// Renders it.
@@ -50,5 +50,5 @@ pub fn render(view: &View<'_>) -> String {
     line(&format!("traces: {} windows", report.traces.len()));
     line(&format!("exit code: {}", exit_code(report)));
     // A log must not command the terminal.
-    safe::clean(&out).into_owned()
+    clean(&out).into_owned()
 }

@@ -20,7 +20,7 @@ pub(super) fn all(view: &View<'_>) -> Markup {
     if attempts.is_empty() {
         return html! {};
     }
-    let (first, last) = charts::ends(attempts.len(), MAX_ATTEMPTS);
+    let (first, last) = crate::view::charts::ends(attempts.len(), MAX_ATTEMPTS);
     let left_out = attempts.len() - first - last;
     let subject = story::subject(view.report).map(|attempt| attempt.number);
     section(
