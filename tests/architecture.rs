@@ -26,6 +26,8 @@ const PURE: &[&str] = &[
     "config/load.rs",
     "config/profile.rs",
     "config/settings.rs",
+    "console/lines.rs",
+    "console/live/frame.rs",
     "view/chart.rs",
     "view/charts.rs",
     "view/clean.rs",

@@ -4,7 +4,7 @@
 usage: pairs.py windows URL TRACES PAIRS SECONDS          one server; its recorder is switched through the phase file in TRACES
        pairs.py cross   PAIRS SECONDS URL=TRACES URL=TRACES  two servers of one kind under load at once, one of them with windows, in turn
        pairs.py rest    BLOCKS SECONDS URL=TRACES URL=TRACES...  servers at rest before and after all but the first made windows
-       pairs.py soak    URL TRACES SECONDS                  windows without end on one server: its memory
+       pairs.py soak    URL TRACES SECONDS [loading]         windows without end on one server, or none: its memory
        pairs.py stock   URL TIMES SECONDS                  one server with the stock profiler and its start/stop API
 
 Prints one JSON object. Tokens are counted when they arrive here; a block with windows ends TAIL seconds after they were switched
@@ -213,19 +213,29 @@ def windows(url, traces, pairs, seconds):
     }
 
 
-def soak(url, traces, seconds):
-    """Memory of the worker over many windows in a row."""
+def soak(url, traces, seconds, phase):
+    """Memory of the worker over many windows in a row; phase `loading` makes none, for comparison."""
     load = Load()
     load.url = url
     while len(load.ends) < STREAMS:
         time.sleep(0.1)
-    tell(traces, "measuring")
-    time.sleep(seconds)
+    tell(traces, phase)
+    began, memory = time.monotonic(), []
+    while time.monotonic() - began < seconds:
+        memory.append(resident(traces))
+        time.sleep(seconds / 25)
     tell(traces, "loading")
     load.stop()
     closed = [line for line in index(traces) if line["event"] == "closed"]
-    rss = [line["rss"] / 1e6 for line in closed]
-    return {"grown_mb": [round(line["grown"] / 1e6, 1) for line in closed][:: max(1, len(rss) // 25)], "windows": len(closed), "rss_mb": [round(one) for one in rss][:: max(1, len(rss) // 25)], "events_about": sum(line["bytes"] for line in closed) // 250}
+    some = closed[:: max(1, len(closed) // 25)]
+    return {
+        "rss_mb": memory,
+        "windows": len(closed),
+        "rss_after_window_mb": [round(line["rss"] / 1e6) for line in some],
+        "grown_mb": [round(line["grown"] / 1e6, 1) for line in some],
+        "events_about": sum(line["bytes"] for line in closed) // 250,
+        "tokens": len(load.tokens),
+    }
 
 
 def warm(loads):
@@ -309,19 +319,12 @@ def cross(pairs, seconds, servers):
 
 
 def resident(traces):
-    """Megabytes of the largest process that writes there: the one that has the model."""
-    mark = f"VARCAS_TRACE_DIR={traces}".encode()
-    found = 0
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if mark not in file.read().split(b"\0"):
-                    continue
-            with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-                found = max(found, int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
-        except OSError:
-            continue
-    return round(found / 1e6)
+    """Megabytes of the process with the recorder, which is the one that has the model."""
+    try:
+        with open(f"/proc/{index(traces)[0]['pid']}/statm", encoding="ascii") as file:
+            return round(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+    except OSError:
+        return None
 
 
 def rest(blocks, seconds, servers):
@@ -420,7 +423,7 @@ def main():
     if what == "windows":
         result = windows(given[0], given[1], int(given[2]), float(given[3]))
     elif what == "soak":
-        result = soak(given[0], given[1], float(given[2]))
+        result = soak(given[0], given[1], float(given[2]), given[3] if len(given) > 3 else "measuring")
     elif what in ("cross", "rest"):
         result = {"cross": cross, "rest": rest}[what](int(given[0]), float(given[1]), [part.split("=") for part in given[2:]])
     else:

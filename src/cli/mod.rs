@@ -10,7 +10,9 @@ pub mod replay;
 pub mod report;
 pub mod root;
 pub mod run;
+pub mod runs;
 pub mod salvage;
+pub mod status;
 mod sweep;
 pub mod traces;
 

@@ -3,7 +3,8 @@
 use super::options::{Options, environment, rules, runtime};
 use super::report;
 use crate::config::Plan;
-use crate::console::lines::{Lines, Style};
+use crate::console::lines::Style;
+use crate::console::live::Live;
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Event, EventKind, Outcome, Severity};
 use crate::health::log_rules::Rules;
@@ -17,7 +18,6 @@ use crate::supervisor::{os, proc, reap};
 use crate::time::SystemClock;
 use crate::workload::server::{self, Places, RunMark};
 use std::fs::File;
-use std::io::{Stdout, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode as ProcessExit;
 use std::sync::Arc;
@@ -55,10 +55,14 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let style = match (args.json, args.quiet) {
         (true, _) => Style::Json,
         (_, true) => Style::Quiet,
-        _ => Style::Plain,
+        _ => Style::Live,
     };
     let id = RunId::new(&jiff::ZonedDateTime::now());
-    let code = go(&plan, &dir, id, exe, rules, style)?;
+    let clock = SystemClock::new();
+    let mut live =
+        Live::on_stdout(style, clock.clone()).context("start the thread that writes to the terminal")?;
+    let code = go(&plan, &dir, id, exe, rules, clock, &mut live)?;
+    live.settle();
     let told = report::of_run(&dir)?;
     let report = &told.report;
     if let Err(failure) = link(&dir, report) {
@@ -71,9 +75,8 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
             eprintln!("{}", failure.hint(check.hint.clone().unwrap_or_default()));
         }
     }
-    if style == Style::Plain {
-        farewell(&dir, report);
-    }
+    let is_for_people = matches!(live.style(), Style::Live | Style::Plain);
+    live.finish(is_for_people.then(|| farewell(&dir, report)).into_iter().flatten());
     Ok(ProcessExit::from(code))
 }
 
@@ -83,9 +86,9 @@ fn go(
     id: RunId,
     exe: PathBuf,
     rules: Arc<Rules>,
-    style: Style,
+    clock: SystemClock,
+    live: &mut Live,
 ) -> Result<u8, Failure> {
-    let clock = SystemClock::new();
     let journal =
         Journal::create(&dir.journal()).context(format_args!("create {}", dir.journal().display()))?;
     let first = EventKind::RunStarted {
@@ -95,7 +98,7 @@ fn go(
         plan: Box::new(plan.clone()),
     };
     let run = Arc::new(Run { plan: plan.clone(), dir: dir.clone(), id, exe, env: environment(), rules });
-    let mut console = Console { lines: Lines::new(stdout(), style) };
+    let mut console = Console { live };
     let mut log = Log;
     runtime()?.block_on(async {
         let (facts, received) = unbounded_channel();
@@ -107,13 +110,13 @@ fn go(
     })
 }
 
-struct Console {
-    lines: Lines<Stdout>,
+struct Console<'a> {
+    live: &'a mut Live,
 }
 
-impl Sink for Console {
+impl Sink for Console<'_> {
     fn event(&mut self, event: &Event) {
-        self.lines.show(event);
+        self.live.event(event);
     }
 }
 
@@ -253,19 +256,20 @@ fn link(dir: &RunDir, report: &Report) -> Result<(), Failure> {
     Ok(())
 }
 
-fn farewell(dir: &RunDir, report: &Report) {
-    println!();
-    println!("{}: {}", report.outcome, report.reason);
+fn farewell(dir: &RunDir, report: &Report) -> Vec<String> {
+    let mut lines = vec![String::new(), format!("{}: {}", report.outcome, report.reason)];
     if let Some(bench) = &report.benchmark {
-        println!(
+        lines.push(format!(
             "benchmark: {} requests, {:.2} requests/s, {:.1} output tokens/s, TTFT p50 {:.0} ms",
             bench.progress.completed, bench.request_throughput, bench.output_throughput, bench.ttft_ms.p50
-        );
+        ));
     }
     let events: u64 = report.traces.iter().map(|trace| trace.events).sum();
-    println!("traces: {} windows with {events} events", report.traces.len());
-    println!("left behind: {}", if report.left_behind.is_empty() { "nothing" } else { "see the report" });
-    println!("report: {}", dir.report_html().display());
+    lines.push(format!("traces: {} windows with {events} events", report.traces.len()));
+    let left = if report.left_behind.is_empty() { "nothing" } else { "see the report" };
+    lines.push(format!("left behind: {left}"));
+    lines.push(format!("report: {}", dir.report_html().display()));
+    lines
 }
 
 fn dry_run(plan: &Plan, exe: &Path, json: bool) -> Result<ProcessExit, Failure> {

@@ -1,8 +1,7 @@
-//! Plain lines: one sentence for each event worth one, and a progress line now and then; or the events as JSON.
+//! Plain lines: one sentence for each event worth one, and a progress line now and then; or the events as JSON. Pure.
 
 use crate::event::words::{progress, sentence};
 use crate::event::{Event, EventKind};
-use std::io::Write;
 use std::time::Duration;
 
 /// How often the progress of the load is worth a line.
@@ -11,6 +10,8 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 /// What is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
+    /// Sentences, and a view of the present below them that is drawn again and again.
+    Live,
     /// Sentences.
     Plain,
     /// One JSON event a line, without samples.
@@ -19,35 +20,34 @@ pub enum Style {
     Quiet,
 }
 
-/// Writes lines to `out`.
-pub struct Lines<W> {
-    out: W,
+/// Makes lines of events.
+#[derive(Debug)]
+pub struct Lines {
     style: Style,
     last_progress: Duration,
 }
 
-impl<W: Write> Lines<W> {
-    /// A console on `out`.
-    pub fn new(out: W, style: Style) -> Self {
-        Self { out, style, last_progress: Duration::ZERO }
+impl Lines {
+    /// Before the first event.
+    pub fn new(style: Style) -> Self {
+        Self { style, last_progress: Duration::ZERO }
     }
 
-    /// Shows one event. A terminal that went away must not end a run, so errors of the output are nobody's concern.
-    pub fn show(&mut self, event: &Event) {
-        let text = match self.style {
+    /// What is to be printed of the next event, without a line break.
+    pub fn of(&mut self, event: &Event) -> Option<String> {
+        match self.style {
             Style::Quiet => None,
             Style::Json => {
                 event.kind.is_milestone().then(|| serde_json::to_string(event).unwrap_or_default())
             }
-            Style::Plain => self.plain(event),
-        };
-        if let Some(text) = text {
-            drop(writeln!(self.out, "{text}").and_then(|()| self.out.flush()));
+            Style::Plain | Style::Live => self.sentence(event),
         }
     }
 
-    fn plain(&mut self, event: &Event) -> Option<String> {
+    fn sentence(&mut self, event: &Event) -> Option<String> {
         let words = match &event.kind {
+            // The live view shows it all the time.
+            EventKind::LoadProgressed(_) if self.style == Style::Live => return None,
             EventKind::LoadProgressed(p) => {
                 if event.at.mono < self.last_progress + PROGRESS_EVERY {
                     return None;
@@ -61,8 +61,14 @@ impl<W: Write> Lines<W> {
             kind => sentence(kind)?,
         };
         let minutes = event.at.mono.as_secs() / 60;
-        Some(format!("[{minutes:02}:{:02}] {words}", event.at.mono.as_secs() % 60))
+        Some(harmless(&format!("[{minutes:02}:{:02}] {words}", event.at.mono.as_secs() % 60)))
     }
+}
+
+/// Without what a terminal would obey: sentences quote the server's log.
+pub fn harmless(text: &str) -> String {
+    let is_invisible = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    text.chars().filter(|c| !is_invisible(*c)).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -76,12 +82,9 @@ mod tests {
         Event { v: JOURNAL_VERSION, seq: 0, at, attempt: 1, kind }
     }
 
-    fn shown(style: Style, events: &[Event]) -> String {
-        let mut lines = Lines::new(Vec::new(), style);
-        for event in events {
-            lines.show(event);
-        }
-        String::from_utf8(lines.out).unwrap()
+    fn shown(style: Style, events: &[Event]) -> Vec<String> {
+        let mut lines = Lines::new(style);
+        events.iter().filter_map(|event| lines.of(event)).collect()
     }
 
     #[test]
@@ -89,16 +92,29 @@ mod tests {
         let mut events: Vec<Event> =
             (1..=35).map(|s| event(s, EventKind::LoadProgressed(LoadProgress::default()))).collect();
         events.push(event(95, EventKind::WindowsClosed { workers: 1 }));
-        let text = shown(Style::Plain, &events);
-        assert_eq!(text.lines().count(), 4, "{text}");
-        assert!(text.ends_with("[01:35] all windows are closed (1 workers)\n"), "{text}");
+        let lines = shown(Style::Plain, &events);
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        assert_eq!(lines[3], "[01:35] all windows are closed (1 workers)");
+        assert_eq!(shown(Style::Live, &events), lines[3..], "the live view shows the progress itself");
     }
 
     #[test]
     fn json_lines_are_events_and_quiet_is_silent() {
-        let events = [event(1, EventKind::AttemptStarted {})];
-        let back: Event = serde_json::from_str(&shown(Style::Json, &events)).unwrap();
-        assert_eq!(back, events[0]);
-        assert_eq!(shown(Style::Quiet, &events), "");
+        let events = [
+            event(1, EventKind::AttemptStarted {}),
+            event(2, EventKind::LoadProgressed(LoadProgress::default())),
+        ];
+        let lines = shown(Style::Json, &events);
+        assert_eq!(lines.len(), 1, "samples are no lines: {lines:?}");
+        assert_eq!(serde_json::from_str::<Event>(&lines[0]).unwrap(), events[0]);
+        assert!(shown(Style::Quiet, &events).is_empty());
+    }
+
+    #[test]
+    fn a_quoted_log_line_cannot_command_the_terminal() {
+        let what = "read \u{1b}]0;owned\u{7}\u{1b}[2J\u{202e}x\r\n".to_owned();
+        let events = [event(1, EventKind::Trouble { what, error: String::new() })];
+        let line = &shown(Style::Plain, &events)[0];
+        assert!(!line.chars().any(char::is_control) && !line.contains('\u{202e}'), "{line:?}");
     }
 }

@@ -12,7 +12,7 @@ use crate::event::{
 };
 use crate::time::Stamp;
 use serde::Serialize;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -122,6 +122,8 @@ pub struct Now {
     pub model: String,
     /// Version of the server.
     pub server_version: Option<String>,
+    /// The device it uses: `cuda`, `cpu`, ...
+    pub device: Option<String>,
     /// Whether the profiler records.
     pub profiling: bool,
     /// How long requests are sent.
@@ -177,6 +179,8 @@ pub struct Now {
     pub left_behind: u64,
     /// Complete traces on disk after the attempt.
     pub traces: Option<u64>,
+    /// The windows that they are of: a window has a trace of each rank.
+    pub recorded: Option<u64>,
     /// The attempts before.
     pub past: VecDeque<Past>,
     /// The keeper says that the guard died.
@@ -209,7 +213,10 @@ impl Now {
                 self.phase = Some(*phase);
                 (self.phase_since, self.phase_budget) = (now, *budget);
             }
-            EventKind::PreflightFinished { server, .. } => self.server_version.clone_from(&server.version),
+            EventKind::PreflightFinished { server, .. } => {
+                self.server_version.clone_from(&server.version);
+                self.device.clone_from(&server.device);
+            }
             EventKind::ServerReady { model, .. } => {
                 self.ready = true;
                 self.model.clone_from(model);
@@ -271,7 +278,12 @@ impl Now {
                 self.left_behind = leftovers.len() as u64;
                 self.nobody_left();
             }
-            EventKind::TracesCollected { traces, .. } => self.traces = Some(traces.len() as u64),
+            EventKind::TracesCollected { traces, .. } => {
+                let numbered: BTreeSet<u32> = traces.iter().filter_map(|trace| trace.window).collect();
+                let others = traces.iter().filter(|trace| trace.window.is_none()).count();
+                self.traces = Some(traces.len() as u64);
+                self.recorded = Some((numbered.len() + others) as u64);
+            }
             EventKind::RunFinished { outcome, exit_code, reason } => {
                 self.end = Some(End { outcome: *outcome, exit_code: *exit_code, reason: reason.clone() });
             }
@@ -294,6 +306,8 @@ impl Now {
             | EventKind::EvidenceSaved { .. }
             | EventKind::Anomaly { .. } => {}
         }
+        // Who reads only the end of a journal has not heard the attempt begin.
+        self.attempt = self.attempt.max(event.attempt);
     }
 
     fn planned(&mut self, plan: &Plan) {
@@ -326,7 +340,8 @@ impl Now {
         self.windows = Windows::default();
         self.findings.clear();
         self.findings_count = 0;
-        (self.suspicion, self.verdict, self.trouble, self.traces) = (None, None, None, None);
+        (self.suspicion, self.verdict, self.trouble) = (None, None, None);
+        (self.traces, self.recorded) = (None, None);
         self.left_behind = 0;
         self.processes.clear();
         self.engine_tokens.forget();

@@ -53,7 +53,7 @@ fn engine(tokens: f64) -> EventKind {
 }
 
 fn progress(completed: u64, chunks: u64) -> EventKind {
-    EventKind::LoadProgressed(LoadProgress { completed, chunks, ..LoadProgress::default() })
+    EventKind::LoadProgressed(LoadProgress { sent: completed, completed, chunks, ..LoadProgress::default() })
 }
 
 fn fold(events: &[Event]) -> Now {

@@ -2,6 +2,7 @@
 //! when there is nothing to say.
 
 use super::now::{Now, TokensFrom};
+use super::snapshot::Standing;
 use super::units::{bytes, count, figure};
 use crate::event::{Finding, GpuSample, Gravity, Phase, Reading, SuspicionStep};
 use crate::time::human;
@@ -63,6 +64,9 @@ pub fn deadline(now: &Now, at: Duration) -> Option<String> {
 pub fn requests(now: &Now) -> Option<(Tone, String)> {
     let load = now.load.as_ref()?;
     let p = &load.progress;
+    if p.sent == 0 {
+        return Some((Tone::Plain, format!("{} to send", count(load.planned))));
+    }
     let tone = if p.failed > 0 { Tone::Doubtful } else { Tone::Plain };
     let (done, failed, open) = (count(p.completed), count(p.failed), count(p.in_flight));
     Some((tone, format!("{done} done, {failed} failed, {open} open of {}", count(load.planned))))
@@ -101,10 +105,12 @@ pub fn engine(now: &Now) -> Option<String> {
     })
 }
 
-/// `GPU0 97 % 61.2 of 85.0 GB 412 W`, one for each GPU; or why there is none.
+/// `GPU0 97 % 61.2 of 85.0 GB 412 W`, one for each GPU; or that there is none although the server uses GPUs.
 pub fn gpus(now: &Now) -> Vec<String> {
+    let expected = now.device.as_deref() == Some("cuda");
     match &now.gpus {
         None => Vec::new(),
+        Some(Reading::Unavailable { .. }) if !expected => Vec::new(),
         Some(Reading::Value(gpus)) => gpus.iter().map(gpu).collect(),
         Some(Reading::Unavailable { .. }) => vec!["no GPU readings".to_owned()],
         Some(Reading::Stale) => vec!["the GPU driver does not answer any more".to_owned()],
@@ -173,8 +179,9 @@ pub fn disk(now: &Now) -> Option<String> {
     let disk = now.disk.as_ref()?;
     let free = disk.free.value()?;
     let mut text = format!("disk {} free", bytes(*free));
-    for (name, reading) in [("traces", &disk.traces), ("log", &disk.logs)] {
-        if let Some(size) = reading.value() {
+    // Logs are small, unless something is wrong.
+    for (name, reading, least) in [("traces", &disk.traces, 1), ("log", &disk.logs, 10_000_000)] {
+        if let Some(size) = reading.value().filter(|size| **size >= least) {
             text += &format!(", {name} {}", bytes(*size));
         }
     }
@@ -213,6 +220,27 @@ pub fn so_far(now: &Now) -> Option<(Tone, String)> {
     let root = Finding::root(&findings).or_else(|| findings.first().copied())?;
     let tone = if root.gravity == Gravity::Fatal { Tone::Bad } else { Tone::Doubtful };
     Some((tone, finding(root)))
+}
+
+/// Everything in one line.
+pub fn short(now: &Now, at: Duration, standing: Standing) -> String {
+    let place = format!("{}, {}", phase(now), attempt(now));
+    match standing {
+        Standing::Finished => so_far(now).map_or(place, |(_, text)| text),
+        Standing::Interrupted => {
+            let why = if now.guard_died { "the guard died" } else { "the guard is gone" };
+            format!("interrupted in {place}: {why}")
+        }
+        Standing::Running => {
+            let pieces = [
+                Some(time(now, at)),
+                requests(now).map(|(_, text)| text),
+                tokens(now, at),
+                so_far(now).map(|(_, text)| text),
+            ];
+            format!("{place}: {}", pieces.into_iter().flatten().collect::<Vec<_>>().join("; "))
+        }
+    }
 }
 
 /// What follows from the attempt before or from this one, with the settings that are changed.
