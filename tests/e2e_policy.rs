@@ -4,7 +4,8 @@ mod e2e_support;
 
 use e2e_support::{FAST, Finished, Place};
 use serde_json::{Value, json};
-use varcas_guard::event::{EventKind, Outcome};
+use std::net::TcpListener;
+use varcas_guard::event::{Event, EventKind, Outcome, Phase};
 
 /// One failure of the first attempt and what cures it.
 struct Cure {
@@ -265,6 +266,33 @@ fn an_attempt_that_cannot_end_before_the_deadline_is_not_begun() {
     assert_eq!(done.code, Some(75), "{}", done.told());
     assert_eq!(outcomes(&done), [Outcome::Crash], "{}", done.told());
     assert!(done.told().contains("an attempt needs at least"), "{}", done.told());
+    done.assert_replays(&place);
+}
+
+/// What one attempt left is awaited at its end; what comes up between two attempts is seen by the checks before the second.
+#[test]
+fn a_port_that_somebody_took_between_two_attempts_is_seen_before_the_second_is_started() {
+    let place = Place::new();
+    let config = place.config(&format!("{FAST},fault=kill@step:20,only_attempt=1"), "");
+    // Long enough to take the port in it.
+    let text =
+        std::fs::read_to_string(&config).unwrap().replace("\"10ms\"", "\"5s\"").replace("\"20ms\"", "\"5s\"");
+    std::fs::write(&config, text).unwrap();
+    let mut run = place.run("out", &config, &["--retries", "3"]);
+    run.until_phase(Phase::Waiting);
+    let stranger = TcpListener::bind(("127.0.0.1", place.port)).unwrap();
+    run.until("the second attempt's end", |kind| match kind {
+        EventKind::AttemptEnded(ending) if ending.outcome == Outcome::Refused => Some(()),
+        _ => None,
+    });
+    drop(stranger);
+    let done = run.wait();
+    assert_eq!(done.code, Some(0), "{}", done.told());
+    assert_eq!(outcomes(&done), [Outcome::Crash, Outcome::Refused, Outcome::Success], "{}", done.told());
+    let spawned = |event: &&Event| matches!(event.kind, EventKind::ServerSpawned { .. });
+    assert_eq!(done.events().iter().filter(spawned).count(), 2, "nothing is started on a port that is taken");
+    assert_eq!(done.report()["attempts"][1]["verdict"]["cause"], "port-in-use");
+    done.assert_nothing_left(&place);
     done.assert_replays(&place);
 }
 

@@ -4,6 +4,7 @@ use super::port;
 use crate::event::{GpuSample, Leftover, Reading};
 use crate::health::gpu::{BoxFuture, GpuMemory, GpuSource};
 use crate::time;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -32,9 +33,17 @@ pub(super) fn used(list: &[GpuMemory]) -> Vec<(u32, u64)> {
 }
 
 pub(super) async fn port_left(port: u16) -> Vec<Leftover> {
+    port_left_within(port, RETURN_PATIENCE / 2, port::probe).await
+}
+
+async fn port_left_within<F>(port: u16, patience: Duration, probe: F) -> Vec<Leftover>
+where
+    F: Fn(u16) -> io::Result<port::PortState> + Clone + Send + 'static,
+{
     let began = time::instant_now();
     loop {
-        let state = tokio::task::spawn_blocking(move || port::probe(port)).await;
+        let probe = probe.clone();
+        let state = tokio::task::spawn_blocking(move || probe(port)).await;
         let held = match state {
             Ok(Ok(
                 port::PortState::Held { listening: list }
@@ -42,7 +51,7 @@ pub(super) async fn port_left(port: u16) -> Vec<Leftover> {
             )) => list,
             _ => return Vec::new(),
         };
-        if began.elapsed() > RETURN_PATIENCE / 2 {
+        if began.elapsed() > patience {
             let holder: Vec<String> = held.iter().map(ToString::to_string).collect();
             return vec![Leftover::Port { port, holder: holder.join(" and ") }];
         }
@@ -95,6 +104,36 @@ mod tests {
         assert_eq!(gpu_left(&gpu, &[(0, 1 << 30)]).await, []);
         let Reading::Value(list) = gpu.lock().await.memory().await else { panic!("no value") };
         assert_eq!(used(&list), [(0, 1 << 30)], "it waited for the last word");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_somebody_has_is_awaited() {
+        let stranger = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let port = stranger.local_addr().expect("its address").port();
+        let held = Arc::new(std::sync::Mutex::new((0, Some(stranger))));
+        let looks = Arc::clone(&held);
+        let probe = move |port| {
+            let state = port::probe(port);
+            let mut held = looks.lock().expect("no panic");
+            held.0 += 1;
+            // Gone after the second look.
+            if held.0 == 2 {
+                held.1 = None;
+            }
+            state
+        };
+        assert_eq!(port_left_within(port, RETURN_PATIENCE, probe).await, []);
+        assert_eq!(held.lock().expect("no panic").0, 3);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_stays_taken_is_told_with_its_holder() {
+        let stranger = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let port = stranger.local_addr().expect("its address").port();
+        let left = port_left_within(port, Duration::ZERO, port::probe).await;
+        let [Leftover::Port { port: told, holder }] = left.as_slice() else { panic!("{left:?}") };
+        assert_eq!(*told, port);
+        assert!(holder.contains(&std::process::id().to_string()), "{holder}");
     }
 
     #[tokio::test]
