@@ -40,7 +40,7 @@ pub async fn check(
 ) -> (Vec<Check>, ServerFacts) {
     let mut checks = Vec::new();
     checks.extend(blocking(move || marked(leftovers)).await);
-    checks.push(port_free(plan.server.port).await);
+    checks.push(port_free(plan.server.port, plan.server.kind).await);
     let (check, facts) = interpreter(plan).await;
     checks.push(check);
     if plan.server.kind == ServerKind::Vllm {
@@ -137,7 +137,9 @@ fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}es") }
 }
 
-async fn port_free(port: u16) -> Check {
+async fn port_free(port: u16, kind: ServerKind) -> Check {
+    // vLLM binds with SO_REUSEADDR, which TIME_WAIT does not hinder; another server may not.
+    let waits = kind == ServerKind::Command || !port::tells_of_bound_sockets();
     let mut waited = Duration::ZERO;
     let pause = Duration::from_millis(500);
     loop {
@@ -156,7 +158,7 @@ async fn port_free(port: u16) -> Check {
             Ok(Ok(port::PortState::Free)) => {
                 good("port", format!("port {port} is free after {} of TIME_WAIT", human(waited)))
             }
-            Ok(Ok(port::PortState::TimeWait { .. })) if waited < TIME_WAIT_PATIENCE => {
+            Ok(Ok(port::PortState::TimeWait { .. })) if waits && waited < TIME_WAIT_PATIENCE => {
                 tokio::time::sleep(pause).await;
                 waited += pause;
                 continue;
