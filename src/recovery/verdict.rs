@@ -28,6 +28,8 @@ struct Death {
     how: ExitHow,
     main: bool,
     phase: Phase,
+    /// The guard had begun to kill, so it may only follow from that.
+    late: bool,
 }
 
 /// What is known of one attempt, heard event by event.
@@ -45,6 +47,8 @@ pub struct Inquiry {
     stolen: Option<String>,
     bench: Option<Box<BenchSummary>>,
     windows_lost: Vec<String>,
+    /// Rank and number of the window that was begun to be written last and is not closed.
+    flushing: Option<(u32, u32)>,
     missing: BTreeSet<String>,
 }
 
@@ -77,7 +81,8 @@ impl Inquiry {
             EventKind::ProcessExited { proc, comm, how, main } => {
                 let (proc, comm, how, main) = (*proc, comm.clone(), *how, *main);
                 if main || comm.starts_with("VLLM") || !matches!(how, ExitHow::Code { .. }) {
-                    self.deaths.push(Death { proc, comm, how, main, phase });
+                    let late = !self.struck.is_empty();
+                    self.deaths.push(Death { proc, comm, how, main, phase, late });
                 }
             }
             EventKind::SignalSent { targets, .. } => self.struck.extend(targets),
@@ -95,8 +100,18 @@ impl Inquiry {
             EventKind::PortStolen { holder } => self.stolen = Some(holder.clone()),
             EventKind::LoadFinished { summary } => self.bench = Some(summary.clone()),
             EventKind::Window(line) => match &line.what {
-                WindowEvent::Failed { error, .. } => self.windows_lost.push(error.clone()),
-                WindowEvent::Disabled { reason } => self.windows_lost.push(reason.clone()),
+                WindowEvent::Flushing { window } => self.flushing = Some((line.rank, *window)),
+                WindowEvent::Closed { window, .. } if self.flushing == Some((line.rank, *window)) => {
+                    self.flushing = None;
+                }
+                WindowEvent::Failed { error, .. } => {
+                    self.flushing = None;
+                    self.windows_lost.push(error.clone());
+                }
+                WindowEvent::Disabled { reason } => {
+                    self.flushing = None;
+                    self.windows_lost.push(reason.clone());
+                }
                 _ => {}
             },
             EventKind::GpusSampled(Reading::Unavailable { why }) => {
@@ -240,11 +255,12 @@ impl Inquiry {
         }
     }
 
-    /// Deaths that nobody of ours brought about.
+    /// Deaths that nobody of ours brought about. What a process said before it died is often read before its status is, and
+    /// then it dies while the attempt is being ended already.
     fn unprovoked(&self) -> impl Iterator<Item = &Death> {
-        self.deaths
-            .iter()
-            .filter(|death| !self.struck.contains(&death.proc) && death.phase != Phase::Draining)
+        self.deaths.iter().filter(|death| {
+            !self.struck.contains(&death.proc) && (death.phase != Phase::Draining || !death.late)
+        })
     }
 
     fn refusal(&self) -> Found {
@@ -267,6 +283,8 @@ impl Inquiry {
             Some(HangKind::ProfilerFlush) => "profiler-flush-stall",
             Some(HangKind::DriverDead) => "driver-hang",
             Some(HangKind::Client) => "client-stall",
+            // It stopped growing, so it looks like any other standstill; but the engine is inside it.
+            _ if self.flushing.is_some() => "profiler-flush-stall",
             _ => "engine-hang",
         };
         let line = log.decisive.filter(|finding| finding.cause == cause).map(quote);
@@ -312,6 +330,10 @@ impl Inquiry {
             // Vanished: it was not our child, so nobody told how.
             ExitHow::Unknown if log.cause == KILLED => {
                 Some(Found::new(KILLED, Confidence::Likely, log.decisive.map(quote)))
+            }
+            // A status that its parent was told rules out that somebody else ended it.
+            ExitHow::Signal { .. } | ExitHow::Code { .. } if log.cause == KILLED => {
+                found(UNDETERMINED, Confidence::Weak)
             }
             _ => None,
         }

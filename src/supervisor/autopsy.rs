@@ -1,8 +1,9 @@
 //! Asks the system why a process died that nobody of ours has killed.
 
 use super::family::Family;
-use crate::event::{EventKind, Phase, ProcId, ProcSample};
+use crate::event::{EventKind, Phase, ProcId, ProcSample, Reading};
 use crate::health::deaths::{self, Deaths};
+use crate::health::system::xid_clue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc::UnboundedSender;
@@ -30,6 +31,10 @@ impl Autopsy {
             }
             EventKind::ProcessSeen { proc, ppid, comm } => self.family.seen(*proc, *ppid, comm),
             EventKind::SignalSent { targets, .. } => self.struck.extend(targets),
+            EventKind::GpusSampled(Reading::Value(gpus)) => {
+                let clues = gpus.iter().filter_map(|gpu| xid_clue(gpu.xid?, "NVML", None));
+                clues.for_each(|clue| drop(facts.send(EventKind::Clue(clue))));
+            }
             EventKind::ProcessExited { proc, comm, how, main, .. }
                 if (*main || self.family.is_essential(*proc, comm))
                     && !self.struck.contains(proc)

@@ -383,30 +383,23 @@ impl Performer {
                 }
                 Err(error) => Err(format!("read the mix: {error}")),
             };
-            let fact = match ready {
-                Err(error) => {
+            // Also when it failed: half of our requests may have gone to somebody else.
+            let ours: Vec<i32> = tree.borrow().iter().map(|proc| proc.pid).collect();
+            let foreign = tokio::task::spawn_blocking(move || port::foreign_listeners(port, &ours)).await;
+            let fact = match (foreign.unwrap_or_default().first(), ready) {
+                (Some(holder), _) => EventKind::PortStolen { holder: holder.to_string() },
+                (None, Err(error)) => {
                     tokio::time::sleep(SYMPTOM_DELAY).await;
                     EventKind::SpawnFailed { error }
                 }
-                Ok(info) => {
-                    let ours: Vec<i32> = tree.borrow().iter().map(|proc| proc.pid).collect();
-                    let foreign =
-                        tokio::task::spawn_blocking(move || port::foreign_listeners(port, &ours)).await;
-                    match foreign.unwrap_or_default().first() {
-                        Some(holder) => EventKind::PortStolen { holder: holder.to_string() },
-                        None => {
-                            for note in &info.notes {
-                                let what = "read what the server says of itself".to_owned();
-                                drop(facts.send(EventKind::Trouble { what, error: note.clone() }));
-                            }
-                            *target.lock().await = Some(info.target());
-                            url.send_replace(Some(base));
-                            EventKind::ServerReady {
-                                model: info.model.clone(),
-                                max_model_len: info.max_model_len,
-                            }
-                        }
+                (None, Ok(info)) => {
+                    for note in &info.notes {
+                        let what = "read what the server says of itself".to_owned();
+                        drop(facts.send(EventKind::Trouble { what, error: note.clone() }));
                     }
+                    *target.lock().await = Some(info.target());
+                    url.send_replace(Some(base));
+                    EventKind::ServerReady { model: info.model.clone(), max_model_len: info.max_model_len }
                 }
             };
             drop(facts.send(fact));

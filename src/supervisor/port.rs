@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::sync::OnceLock;
 
 /// States of `/proc/net/tcp` that matter here.
 const ESTABLISHED: u8 = 0x01;
@@ -171,6 +172,21 @@ pub fn probe(port: u16) -> io::Result<PortState> {
         return Ok(PortState::BoundNotListening { holders: Vec::new() });
     }
     Ok(PortState::TimeWait { sockets: rows.len() })
+}
+
+/// Whether this kernel tells of sockets that are bound and do not listen. Where it does, nothing hides behind a socket in
+/// TIME_WAIT. Found out by looking for one of our own.
+pub fn tells_of_bound_sockets() -> bool {
+    static TELLS: OnceLock<bool> = OnceLock::new();
+    *TELLS.get_or_init(|| {
+        let own = || -> io::Result<(tokio::net::TcpSocket, u16)> {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+            let port = socket.local_addr()?.port();
+            Ok((socket, port))
+        };
+        own().is_ok_and(|(_held, port)| !diag::bound_sockets(port).is_empty())
+    })
 }
 
 /// Everybody who listens on this port in a way that 127.0.0.1 is served. Several processes may share one socket, and

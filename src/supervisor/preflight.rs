@@ -33,7 +33,7 @@ pub async fn check(
     let mut checks = Vec::new();
     let beside = plan.output.parent().map(Path::to_owned);
     checks.extend(blocking(move || leftovers::checks(what, beside.as_deref())).await);
-    checks.push(port_free(plan.server.port).await);
+    checks.push(port_free(plan.server.port, plan.server.kind).await);
     let (check, facts) = interpreter(plan).await;
     checks.push(check);
     if plan.server.kind == ServerKind::Vllm {
@@ -64,7 +64,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Vec<T> + Send + 'sta
     tokio::task::spawn_blocking(work).await.unwrap_or_default()
 }
 
-async fn port_free(port: u16) -> Check {
+async fn port_free(port: u16, kind: ServerKind) -> Check {
+    // vLLM binds with SO_REUSEADDR, which TIME_WAIT does not hinder; another server may not.
+    let waits = kind == ServerKind::Command || !port::tells_of_bound_sockets();
     let mut waited = Duration::ZERO;
     let pause = Duration::from_millis(500);
     loop {
@@ -83,7 +85,7 @@ async fn port_free(port: u16) -> Check {
             Ok(Ok(port::PortState::Free)) => {
                 good("port", format!("port {port} is free after {} of TIME_WAIT", human(waited)))
             }
-            Ok(Ok(port::PortState::TimeWait { .. })) if waited < TIME_WAIT_PATIENCE => {
+            Ok(Ok(port::PortState::TimeWait { .. })) if waits && waited < TIME_WAIT_PATIENCE => {
                 tokio::time::sleep(pause).await;
                 waited += pause;
                 continue;

@@ -18,8 +18,8 @@ retries = 2
 duration = "1s"
 rate = 20.0
 warmup-requests = 2
-drain = "4s"
-request-timeout = "8s"
+drain = "30s"
+request-timeout = "60s"
 [budgets]
 startup = "30s"
 warmup = "30s"

@@ -33,9 +33,14 @@ pub(super) fn scenarios(rules: &Rules) -> Vec<Scenario> {
     batches.iter().enumerate().map(|(index, batch)| scenario(index + 1, batch)).collect()
 }
 
-/// Whether the policy stops at once: as it does for causes without a cure, except the one that gets a second chance.
+/// Whether the policy stops at once, as it does for causes without a cure: but one gets a second chance, and a GPU that
+/// reports a fault of its own gets none.
 fn is_hopeless(rule: &Rule) -> bool {
-    causes::of(&rule.cause).retry == Retry::No && rule.cause != "cuda-device-assert"
+    match rule.cause.as_str() {
+        "cuda-device-assert" => false,
+        "xid-gpu-lost" => rule.example.contains("Xid") || rule.example.contains("ECC"),
+        cause => causes::of(cause).retry == Retry::No,
+    }
 }
 
 fn scenario(number: usize, batch: &[&Rule]) -> Scenario {

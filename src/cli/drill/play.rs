@@ -23,8 +23,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// Longer than any scenario takes, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -136,7 +138,8 @@ pub(super) async fn play(
     wrong.extend(unstruck(scenario, &marks, &seen));
     wrong.extend(unlike_its_replay(&events));
     let made: Vec<PathBuf> = marks.iter().filter_map(|mark| made(&mark.what)).collect();
-    let leaks = left_behind(shared, &place, &port, run_id(&events), made).await;
+    let ended = status.code().is_some();
+    let leaks = left_behind(shared, &place, &port, run_id(&events), made, ended).await;
     let interrupted = *shared.interrupted.borrow();
     let played = Played {
         index,
@@ -197,22 +200,48 @@ fn line(shared: &Shared, fault: &Fault) -> String {
 enum Scene {
     Listening(#[expect(dead_code, reason = "held for its port")] TcpListener),
     Bound(#[expect(dead_code, reason = "held for its port")] TcpSocket),
+    Joins(JoinHandle<()>),
     Nothing,
 }
 
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if let Self::Joins(task) = self {
+            task.abort();
+        }
+    }
+}
+
+/// Waits for the server to be there, listens beside it, and answers what vLLM never would.
+async fn join(marks: PathBuf, port: u16) {
+    while self::marks(&marks).is_empty() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    let Ok(listener) = bound(port, true).and_then(|socket| socket.listen(16)) else { return };
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let page = b"HTTP/1.1 200 OK\r\nserver: stranger\r\ncontent-length: 9\r\nconnection: close\r\n\r\nnot vllm\n";
+        // Whom it is sent to may be gone.
+        drop(stream.write_all(page).await);
+    }
+}
+
+fn bound(port: u16, share: bool) -> std::io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(share)?;
+    socket.bind((Ipv4Addr::LOCALHOST, port).into())?;
+    Ok(socket)
+}
+
 async fn before(scenario: &Scenario, place: &Place, port: &Port) -> std::io::Result<Scene> {
-    let bound = |share: bool| {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.set_reuseport(share)?;
-        socket.bind((Ipv4Addr::LOCALHOST, port.number).into())?;
-        Ok::<_, std::io::Error>(socket)
-    };
     Ok(match scenario.before {
         None => Scene::Nothing,
-        Some(Before::PortHeld) => Scene::Listening(bound(false)?.listen(16)?),
-        Some(Before::PortShared) => Scene::Listening(bound(true)?.listen(16)?),
-        Some(Before::PortBound) => Scene::Bound(bound(true)?),
+        Some(Before::PortHeld) => Scene::Listening(bound(port.number, false)?.listen(16)?),
+        Some(Before::PortShared) => Scene::Listening(bound(port.number, true)?.listen(16)?),
+        Some(Before::PortBound) => Scene::Bound(bound(port.number, true)?),
+        Some(Before::StrangerJoins) => {
+            Scene::Joins(tokio::task::spawn(join(place.marks.clone(), port.number)))
+        }
         Some(Before::FolderIsAFile) => {
             std::fs::write(&place.run, "not a folder\n")?;
             Scene::Nothing
@@ -324,6 +353,7 @@ async fn left_behind(
     port: &Port,
     run_id: Option<String>,
     made: Vec<PathBuf>,
+    ended: bool,
 ) -> Vec<String> {
     let began = instant_now();
     let mut leaks = Vec::new();
@@ -344,6 +374,8 @@ async fn left_behind(
     }
     drop(leaks::orphans(&shared.guards.borrow()));
     leaks.extend(leaks::port(port.number));
-    leaks.extend(leaks::files(&place.temporary, &place.run, &made));
+    // In the run folder of a guard that was killed everything may lie.
+    let run = ended.then_some(place.run.as_path());
+    leaks.extend(leaks::files(&place.temporary, run, &made));
     leaks
 }

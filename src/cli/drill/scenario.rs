@@ -99,6 +99,8 @@ pub(super) enum Before {
     PortBound,
     /// Somebody listens on it who would share it.
     PortShared,
+    /// When a first fault has struck, somebody listens on the port together with the server.
+    StrangerJoins,
     /// The run folder cannot be written to.
     FolderIsAFile,
 }

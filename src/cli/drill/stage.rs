@@ -31,7 +31,7 @@ pub fn enter(plan: &Plan) {
     match read(plan, Path::new(&path)) {
         Ok(stage) => {
             // A drill that is killed takes its guards along, each in good order.
-            drop(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM));
+            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM);
             if let Some(script) = stage.gpu {
                 gpu_script::install(script);
             }
