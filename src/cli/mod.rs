@@ -12,5 +12,6 @@ pub mod run;
 pub mod salvage;
 mod sweep;
 pub mod traces;
+pub mod watching;
 
 pub use root::main;
