@@ -2,11 +2,13 @@
 
 pub mod file;
 mod health;
+mod listen;
 pub mod load;
 mod profile;
 pub mod settings;
 
 pub use health::{HealthPlan, OnHang, Patience};
+pub use listen::{ListenPlan, TOKEN_ENV};
 pub use load::{Endpoint, LoadPlan, OwnWorkload, Process};
 pub use profile::{ONCE_AT, ProfileMode, ProfilePlan, Rhythm, percent};
 
@@ -52,6 +54,9 @@ pub struct Plan {
     /// What follows from a failure. None in journals of runs that tried again without a verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyPlan>,
+    /// Where the run may be watched from.
+    #[serde(default, skip_serializing_if = "ListenPlan::is_default")]
+    pub listen: ListenPlan,
 }
 
 /// What follows from a failed attempt.
@@ -154,6 +159,7 @@ impl Default for Plan {
             },
             backoff: BackoffPlan { initial: Duration::from_secs(5), max: Duration::from_secs(120) },
             policy: Some(PolicyPlan::default()),
+            listen: ListenPlan::default(),
         }
     }
 }
@@ -229,6 +235,7 @@ pub fn plan(defaults: Plan, given: &Given) -> Result<Plan, Failure> {
             crate::time::human(plan.load.duration)
         ));
     }
+    problems.extend(plan.listen.check(plan.server.port));
     let name = given.file.as_ref().map_or("guard.toml", |(name, _)| name.as_str());
     for (line, problem) in given.check_load.map(|check| check(&plan.load)).unwrap_or_default() {
         problems.push(line.map_or_else(|| problem.clone(), |line| format!("{name}:{line}: {problem}")));

@@ -38,6 +38,13 @@ impl SystemClock {
         Self { origin: Instant::now() }
     }
 
+    /// A clock that seems to have been created so long before; for tests of what takes long.
+    #[expect(clippy::disallowed_methods, reason = "this is the file that owns the clock")]
+    pub fn earlier(by: Duration) -> Self {
+        let now = std::time::Instant::now();
+        Self { origin: now.checked_sub(by).unwrap_or(now) }
+    }
+
     /// The monotonic zero as tokio's timers understand it.
     pub fn deadline(&self, mono: Duration) -> Instant {
         self.origin + mono

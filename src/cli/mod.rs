@@ -15,5 +15,6 @@ pub mod salvage;
 pub mod status;
 mod sweep;
 pub mod traces;
+pub mod watching;
 
 pub use root::main;

@@ -69,6 +69,11 @@ pub struct Options {
 impl Options {
     /// Reads the file, adds the flags, and makes one validated plan.
     pub fn plan(&self) -> Result<Plan, Failure> {
+        self.plan_with(Vec::new())
+    }
+
+    /// The same, with the settings of further flags.
+    pub fn plan_with(&self, more: Vec<(&'static str, String)>) -> Result<Plan, Failure> {
         let file = match &self.config {
             Some(path) => Some(read(path)?),
             None if PathBuf::from("guard.toml").is_file() => Some(read(&PathBuf::from("guard.toml"))?),
@@ -92,6 +97,7 @@ impl Options {
         ];
         let mut flags: Vec<(&'static str, String)> =
             flags.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect();
+        flags.extend(more);
         if self.no_mitigation {
             flags.push(("policy.mitigate", "false".to_owned()));
         }
@@ -127,6 +133,11 @@ impl Options {
             && let Ok(path) = std::path::absolute(&*rules)
         {
             *rules = path;
+        }
+        if let Some(file) = &mut plan.listen.token_file
+            && let Ok(path) = std::path::absolute(&*file)
+        {
+            *file = path;
         }
         if plan.server.python.is_relative() {
             let name = plan.server.python.to_string_lossy().into_owned();

@@ -1,13 +1,13 @@
 //! `varcas-guard run`: from a plan to an exit code.
 
-use super::options::{Options, environment, rules, runtime};
+use super::options::{Options, rules, runtime};
 use super::report;
+use super::watching::{self, Watch, Watching};
 use crate::config::Plan;
 use crate::console::lines::Style;
 use crate::console::live::Live;
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Event, EventKind, Outcome, Severity};
-use crate::health::log_rules::Rules;
 use crate::recovery::report::model::Report;
 use crate::supervisor::dispatcher::{Dispatcher, Sink};
 use crate::supervisor::journal::{self, Journal};
@@ -28,6 +28,8 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 pub struct Args {
     #[command(flatten)]
     options: Options,
+    #[command(flatten)]
+    watching: Watching,
     /// Print the exact command line, environment and plan; start nothing
     #[arg(long)]
     dry_run: bool,
@@ -41,13 +43,14 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
-    let plan = args.options.plan()?;
+    let plan = args.options.plan_with(args.watching.flags())?;
     let rules = Arc::new(rules(&plan)?);
     let exe = std::env::current_exe().context("find this program's own file")?;
     if args.dry_run {
         return dry_run(&plan, &exe, args.json);
     }
     super::drill::stage::enter(&plan);
+    let address = watching::claim(&plan)?;
     let dir = RunDir::new(&plan.output);
     let _lock = claim(&dir)?;
     let _log = own_log(&dir);
@@ -59,9 +62,14 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     };
     let id = RunId::new(&jiff::ZonedDateTime::now());
     let clock = SystemClock::new();
+    let mut watch = address.map(|address| address.start(&clock)).transpose()?;
+    if let Some(watch) = watch.as_ref().filter(|_| style == Style::Plain) {
+        println!("live page: {}", watch.url());
+    }
     let mut live =
         Live::on_stdout(style, clock.clone()).context("start the thread that writes to the terminal")?;
-    let code = go(&plan, &dir, id, exe, rules, clock, &mut live)?;
+    let run = Run { env: watching::inherited(&plan), plan, dir: dir.clone(), id, exe, rules };
+    let code = go(Arc::new(run), clock, &mut live, watch.as_mut())?;
     live.settle();
     let told = report::of_run(&dir)?;
     let report = &told.report;
@@ -69,6 +77,9 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
         eprintln!("{failure}");
     }
     report::write(&dir, &told)?;
+    if let Some(watch) = watch {
+        watch.end(&dir.report_html());
+    }
     for check in report.attempts.iter().flat_map(|attempt| &attempt.checks) {
         if code == ExitCode::Refused.code() && check.severity == Severity::Refuse {
             let failure = Failure::new(ExitCode::Refused, &check.saw);
@@ -80,30 +91,25 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     Ok(ProcessExit::from(code))
 }
 
-fn go(
-    plan: &Plan,
-    dir: &RunDir,
-    id: RunId,
-    exe: PathBuf,
-    rules: Arc<Rules>,
-    clock: SystemClock,
-    live: &mut Live,
-) -> Result<u8, Failure> {
-    let journal =
-        Journal::create(&dir.journal()).context(format_args!("create {}", dir.journal().display()))?;
+fn go(run: Arc<Run>, clock: SystemClock, live: &mut Live, watch: Option<&mut Watch>) -> Result<u8, Failure> {
+    let path = run.dir.journal();
+    let journal = Journal::create(&path).context(format_args!("create {}", path.display()))?;
     let first = EventKind::RunStarted {
-        run_id: id.as_str().to_owned(),
+        run_id: run.id.as_str().to_owned(),
         guard_version: env!("CARGO_PKG_VERSION").to_owned(),
         guard: proc::own_id(),
-        plan: Box::new(plan.clone()),
+        plan: Box::new(run.plan.clone()),
     };
-    let run = Arc::new(Run { plan: plan.clone(), dir: dir.clone(), id, exe, env: environment(), rules });
     let mut console = Console { live };
     let mut log = Log;
     runtime()?.block_on(async {
         let (facts, received) = unbounded_channel();
         let handle = forward_signals(facts.clone()).context("listen for signals")?;
-        let sinks: Vec<&mut dyn Sink> = vec![&mut console, &mut log];
+        let mut sinks: Vec<&mut dyn Sink> = vec![&mut console, &mut log];
+        if let Some(watch) = watch {
+            watch.beat();
+            sinks.push(watch);
+        }
         let code = Dispatcher::new(run, clock, journal, facts, sinks)?.run(first, received).await;
         handle.close();
         Ok(code)
@@ -273,7 +279,7 @@ fn farewell(dir: &RunDir, report: &Report) -> Vec<String> {
 }
 
 fn dry_run(plan: &Plan, exe: &Path, json: bool) -> Result<ProcessExit, Failure> {
-    let env = environment();
+    let env = watching::inherited(plan);
     let mut gpu = crate::health::nvml::NvmlSource::start().context("start the thread that asks the GPUs")?;
     let leftovers = crate::supervisor::leftovers::Leftovers::Tell;
     let (checks, facts) =

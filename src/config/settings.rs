@@ -161,6 +161,30 @@ pub const SETTINGS: &[Setting] = &[
         "a window without a step for this long is closed",
     ),
     setting(
+        "listen.address",
+        Some("--listen"),
+        Kind::Text(|p, v| p.listen.address = Some(v)),
+        "where the run may be watched from: 127.0.0.1:9464, or a port alone",
+    ),
+    setting(
+        "listen.hosts",
+        None,
+        Kind::Words(|p, v| p.listen.hosts = v),
+        "further names under which it may be asked",
+    ),
+    setting(
+        "listen.token-env",
+        None,
+        Kind::Text(|p, v| p.listen.token_env = Some(v)),
+        "environment variable that holds the token",
+    ),
+    setting(
+        "listen.token-file",
+        None,
+        Kind::Text(|p, v| p.listen.token_file = Some(PathBuf::from(v))),
+        "file that holds the token",
+    ),
+    setting(
         "load.duration",
         Some("--duration"),
         Kind::Span(SECOND, |p, v| p.load.duration = v),

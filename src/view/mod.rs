@@ -4,6 +4,7 @@
 pub mod chart;
 pub mod charts;
 pub mod clean;
+pub mod course;
 pub mod meter;
 pub mod names;
 pub mod now;
@@ -11,6 +12,7 @@ pub mod page;
 pub mod phrases;
 pub mod series;
 pub mod snapshot;
+pub mod tiles;
 pub mod units;
 pub mod windows;
 

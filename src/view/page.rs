@@ -10,11 +10,6 @@ pub fn section(id: &str, title: &str, body: Markup) -> Markup {
     html! { section id=(id) { h2 { (title) } (body) } }
 }
 
-/// A key figure.
-pub fn tile(name: &str, value: &str, more: &str) -> Markup {
-    html! { div { dt { (name) } dd { b { (value) } small { (more) } } } }
-}
-
 /// Beside a word of that class: colour alone tells nothing to many people.
 pub fn sign(class: &str) -> &'static str {
     match class {

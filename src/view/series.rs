@@ -491,6 +491,13 @@ impl Series {
         self.tracks.iter().find(|track| track.attempt == attempt)
     }
 
+    /// A copy of the track of an attempt as if the journal ended here.
+    pub fn so_far(&self, attempt: u32) -> Option<Track> {
+        let mut track = self.track(attempt)?.clone();
+        track.finish();
+        Some(track)
+    }
+
     /// The attempt that counts may be the last one with a benchmark, so that one stays.
     fn make_room(&mut self) {
         if self.tracks.len() < KEEP_FIRST + KEEP_LAST {

@@ -14,12 +14,12 @@ use super::model::Report;
 use super::safe;
 use super::series::Series;
 use super::story::{self, Tone, first_up};
-use super::units::{bytes, count, figure};
+use super::units::{bytes, count};
 use super::{Excerpt, View};
-use crate::event::BenchSummary;
 use crate::time::human;
 use crate::view::clean::clean;
-use crate::view::page::{STYLE, section, sign, tile};
+use crate::view::page::{STYLE, section, sign};
+use crate::view::tiles::{incomplete, of_benchmark, tile};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 /// Nothing may be fetched and nothing may run; styles stand in the file itself.
@@ -157,31 +157,14 @@ fn ticked(text: &str) -> Markup {
 fn tiles(report: &Report) -> Markup {
     let Some(bench) = &report.benchmark else { return html! {} };
     let size: u64 = report.traces.iter().map(|trace| trace.bytes).sum();
-    let latency = |value: f64, n: u64| match n {
-        0 => "not measured".to_owned(),
-        _ if value < 1000.0 => format!("{} ms", figure(value)),
-        _ => format!("{} s", figure(value / 1e3)),
-    };
-    let (done, sent) = (bench.progress.completed, bench.progress.sent);
     html! {
         section.tiles aria-label="Key figures" {
             @if !bench.is_complete { (incomplete(bench)) }
             dl {
-                (tile("Requests", &count(done), &format!("of {} succeeded", count(sent))))
-                (tile("Throughput", &format!("{}/s", figure(bench.output_throughput)), "output tokens"))
-                (tile("TTFT", &latency(bench.ttft_ms.p50, bench.ttft_ms.n), &format!("median; p99 {}", latency(bench.ttft_ms.p99, bench.ttft_ms.n))))
-                (tile("TPOT", &latency(bench.tpot_ms.p50, bench.tpot_ms.n), &format!("median; p99 {}", latency(bench.tpot_ms.p99, bench.tpot_ms.n))))
-                (tile("E2E", &latency(bench.e2el_ms.p50, bench.e2el_ms.n), &format!("median; p99 {}", latency(bench.e2el_ms.p99, bench.e2el_ms.n))))
+                (of_benchmark(bench))
                 (tile("Traces", &count(report.traces.len() as u64), &format!("windows, {}", bytes(size))))
             }
         }
-    }
-}
-
-fn incomplete(bench: &BenchSummary) -> Markup {
-    let why = bench.incomplete_reason.as_deref().unwrap_or("no reason given");
-    html! {
-        p.warning { strong { "The benchmark is incomplete" } " (" (why) "): its figures describe only the part that ran." }
     }
 }
 

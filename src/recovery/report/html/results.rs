@@ -1,11 +1,12 @@
 //! What was brought home: the benchmark and the traces.
 
-use super::{file_link, incomplete, more, profile, section, ticked, verdict::list};
+use super::{file_link, more, profile, section, ticked, verdict::list};
 use crate::event::{BenchSummary, Latency, SavedTrace, Trace, WorkloadSummary};
 use crate::recovery::report::model::Report;
 use crate::recovery::report::story;
 use crate::recovery::report::units::{bytes, count, figure};
 use crate::time::human;
+use crate::view::tiles::incomplete;
 use maud::{Markup, html};
 
 /// Rows of a table of traces that stand open; the others are in report.json.
