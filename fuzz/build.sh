@@ -5,12 +5,12 @@
 set -euo pipefail
 out=$(realpath -m "${1:?OUT_DIR}")
 cd "$(dirname "$0")"
-export RUSTFLAGS="--cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
-  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
-  -Cllvm-args=-sanitizer-coverage-trace-compares"
+export RUSTFLAGS="--cfg fuzzing -Ccodegen-units=1" RUSTC_WRAPPER="$PWD/instrument.sh"
 target=x86_64-unknown-linux-gnu
 cargo build --release --locked --target "$target" --bins
 mkdir -p "$out"
-for name in scan repair flip; do
-  strip -o "$out/$name" "target/$target/release/$name"
+for name in $(cd fuzz_targets && ls *.rs); do
+  strip -o "$out/${name%.rs}" "${CARGO_TARGET_DIR:-target}/$target/release/${name%.rs}"
 done
+cp -r corpus dict "$out/"
+cp campaign.sh "$out/campaign.sh"

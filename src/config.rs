@@ -321,6 +321,17 @@ mod tests {
     }
 
     #[test]
+    fn times_that_no_clock_or_journal_holds_are_refused_or_rounded() {
+        for absurd in ["10000h", "2562047788015215h"] {
+            let problems = with_flags(&[("budgets.startup", absurd)]).unwrap_err().problems;
+            assert!(problems[0].ends_with("is longer than a year"), "{problems:?}");
+        }
+        let plan = with_flags(&[("load.slo-ttft", "1ms 1ns"), ("profile.window", "10ms 1us")]).unwrap();
+        assert_eq!(plan.load.slo_ttft, Some(Duration::from_millis(1)));
+        assert_eq!(plan.profile.window, Duration::from_micros(10_001));
+    }
+
+    #[test]
     fn a_plan_survives_the_journal() {
         let mut plan = Plan::default();
         plan.budgets.run = Some(Duration::from_millis(1_234_567));

@@ -14,6 +14,8 @@ use varcas_guard::time::{Clock, ManualClock};
 
 #[path = "machine_parts/hang.rs"]
 mod hang;
+#[path = "machine_parts/model.rs"]
+mod model;
 
 struct Driven {
     machine: Machine,
@@ -437,6 +439,19 @@ fn a_lost_keeper_ends_the_attempt_and_the_kill_is_ordered_again_while_killing() 
     run.give(EventKind::KeeperLost { how: "SIGKILL".into() });
     assert!(run.did(&Action::KillAll), "or TreeGone would never come");
     assert_eq!(run.ending().0, Outcome::Crash, "the first cause stays");
+}
+
+#[test]
+fn an_answer_to_an_earlier_kill_is_not_taken_for_the_answer_to_this_one() {
+    let mut run = Driven::measuring(plan());
+    run.give_only(exited("VLLM::EngineCor", false)).give_only(tree_gone());
+    assert!(!run.did(&Action::Drain), "nothing was killed yet");
+    run.give(EventKind::EvidenceSaved { items: vec![] });
+    assert!(run.did(&Action::KillAll));
+    run.give_all([finished(1, 0, false), tree_gone()]);
+    assert!(run.did(&Action::Drain));
+    run.give(tree_gone());
+    assert!(!run.did(&Action::Drain), "once is enough");
 }
 
 #[test]

@@ -31,7 +31,9 @@ fuzz_target!(|data: &[u8]| {
     {
         raw[found.at] ^= 1 << found.bit;
         let mut text = Vec::new();
-        flate2::read::DeflateDecoder::new(&raw[..]).read_to_end(&mut text).expect("the found stream can be read");
+        flate2::read::DeflateDecoder::new(&raw[..])
+            .read_to_end(&mut text)
+            .expect("the found stream can be read");
         assert_eq!(text, rest);
     }
 });

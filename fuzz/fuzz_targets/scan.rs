@@ -42,11 +42,14 @@ fuzz_target!(|data: &[u8]| {
         let text = std::str::from_utf8(data).expect("JSON is UTF-8");
         let list = value.as_array().or_else(|| value.get("traceEvents")?.as_array());
         // A key that stands twice in one event is damage to us, and only its last value is left to compare with.
-        let keys = text.matches("\"ph\"").count() + text.matches("\"ts\"").count() + text.matches('\\').count();
+        let keys =
+            text.matches("\"ph\"").count() + text.matches("\"ts\"").count() + text.matches('\\').count();
         if let Some(list) = list
             && (value.is_array() || text.matches("traceEvents").count() == 1)
             && keys == 0
-            && !["id", "cat", "pid", "tid", "dur", "name", "args"].iter().any(|key| text.contains(&format!("\"{key}\"")))
+            && !["id", "cat", "pid", "tid", "dur", "name", "args"]
+                .iter()
+                .any(|key| text.contains(&format!("\"{key}\"")))
         {
             assert!(walker.is_whole(), "serde_json accepts {text}");
             assert_eq!(facts.events + facts.oddities, list.len() as u64);

@@ -497,7 +497,11 @@ pub fn by_key(key: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.key == key)
 }
 
-/// `90s`, `10m`, `1h 30m`, `500ms`. A number without a unit is refused, because people mean different things by it.
+/// No budget and no pause is longer; sums of some of them still fit into every clock.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// `90s`, `10m`, `1h 30m`, `500ms`, to the microsecond. A number without a unit is refused, because people mean different things
+/// by it.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
@@ -506,7 +510,12 @@ pub fn parse_span(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration = text
         .parse()
         .map_err(|_| format!("`{text}` is not a duration: write one like `90s`, `10m` or `1h 30m`"))?;
-    Duration::try_from(span).map_err(|_| format!("`{text}` is negative"))
+    let span = Duration::try_from(span).map_err(|_| format!("`{text}` is negative"))?;
+    if span > LONGEST {
+        return Err(format!("`{text}` is longer than a year"));
+    }
+    // The journal keeps microseconds, and a replay must see what the run saw.
+    Ok(Duration::from_nanos(u64::from(span.subsec_micros()) * 1000) + Duration::from_secs(span.as_secs()))
 }
 
 /// Reads one textual value into the plan.

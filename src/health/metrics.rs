@@ -63,6 +63,9 @@ pub fn parse(text: &str) -> Reading<EngineSample> {
         let name = SERIES.iter().find(|(_, slot, _)| *slot == missing).map_or("", |(name, _, _)| name);
         return unavailable(format!("the page has no {name}"));
     }
+    if sums.iter().flatten().any(|sum| !sum.is_finite()) {
+        return unavailable("the engines' counters add up to more than a number holds".to_owned());
+    }
     let value = |slot: usize| sums[slot].unwrap_or_default();
     Reading::Value(EngineSample {
         iterations: value(0),
@@ -251,6 +254,12 @@ mod tests {
             let text = page_of(&[]) + &format!("vllm:generation_tokens_total{{a=\"b\"}} {value}\n");
             assert!(why(parse(&text)).contains("vllm:generation_tokens_total"), "{value}");
         }
+    }
+
+    /// JSON has no word for infinity, and the journal line could not be read again.
+    #[test]
+    fn a_sum_that_no_number_holds_is_named() {
+        assert!(why(parse(&page_of(&[(1e308, 1.0), (1e308, 1.0)]))).contains("add up"));
     }
 
     #[test]

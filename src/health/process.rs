@@ -106,7 +106,7 @@ pub fn parse_status(text: &str) -> Status {
         let Some((key, value)) = line.split_once(':') else { continue };
         let value = value.trim();
         let kib =
-            || value.strip_suffix(" kB").and_then(|kib| kib.trim().parse::<u64>().ok()).map(|kib| kib * 1024);
+            || value.strip_suffix(" kB").and_then(|kib| kib.trim().parse::<u64>().ok()?.checked_mul(1024));
         match key {
             "VmRSS" => status.rss = kib(),
             "VmHWM" => status.rss_peak = kib(),
@@ -342,6 +342,7 @@ mod tests {
             parse_status("Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\nNSpid:\t77\t5\nnonsense\n");
         assert_eq!((status.rss, status.rss_peak, status.swap), (Some(1 << 20), Some(2 << 20), None));
         assert_eq!(status.ns_pids, [77, 5]);
+        assert_eq!(parse_status("VmRSS: 18446744073709551615 kB\n").rss, None, "more than a number holds");
     }
 
     #[test]

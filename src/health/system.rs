@@ -148,7 +148,7 @@ pub fn group_folder(mountinfo: &str, version: u8, path: &str) -> Option<String> 
 /// A figure of `/proc/meminfo` in bytes.
 pub fn meminfo(text: &str, key: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-    Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+    value.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -236,6 +236,7 @@ mod tests {
     fn memory_is_read_in_bytes() {
         assert_eq!(meminfo("MemTotal:  2 kB\nMemAvailable:  1 kB\n", "MemAvailable"), Some(1024));
         assert_eq!(meminfo("MemTotal:  2 kB\n", "Mem"), None);
+        assert_eq!(meminfo("MemTotal:  18446744073709551615 kB\n", "MemTotal"), None);
     }
 
     proptest! {

@@ -75,7 +75,7 @@ pub fn decide(now: Circumstances<'_>) -> Decision {
         let why = format!("the same failure {same} times ({}): stopping early", last.cause);
         return stop(ExitCode::AttemptsFailed, why);
     }
-    let needs = now.plan.load.duration + now.startup.unwrap_or_default();
+    let needs = now.plan.load.duration.saturating_add(now.startup.unwrap_or_default());
     if let Some(left) = now.left.filter(|left| *left < needs) {
         let why = format!("{} are left, and an attempt needs at least {}", human(left), human(needs));
         return stop(ExitCode::AttemptsFailed, why);

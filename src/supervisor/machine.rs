@@ -271,7 +271,7 @@ impl Machine {
             (RunState::Idle, E::RunStarted { plan, .. }) => {
                 self.plan = (**plan).clone();
                 self.assessor = Assessor::new(self.plan.health.patience.clone());
-                self.run_deadline = self.plan.budgets.run.map(|budget| now + budget);
+                self.run_deadline = self.plan.budgets.run.map(|budget| now.saturating_add(budget));
                 self.begin_attempt(out)
             }
 
@@ -283,7 +283,7 @@ impl Machine {
                     out.push(Action::StartServer);
                     let budget = self.plan.budgets.startup;
                     enter(Phase::Loading, Some(budget), out);
-                    RunState::Loading { until: now + budget }
+                    RunState::Loading { until: now.saturating_add(budget) }
                 }
             },
 
@@ -301,7 +301,7 @@ impl Machine {
                 out.push(Action::WarmUp);
                 let budget = self.plan.budgets.warmup;
                 enter(Phase::WarmUp, Some(budget), out);
-                RunState::WarmUp { until: now + budget }
+                RunState::WarmUp { until: now.saturating_add(budget) }
             }
             (RunState::Loading { .. }, E::TimerFired { timer: Timer::Phase }) => {
                 let why = format!("the server was not ready within {}", human(self.plan.budgets.startup));
@@ -312,9 +312,10 @@ impl Machine {
             (RunState::WarmUp { .. }, E::WarmupFinished { .. }) => {
                 out.push(Action::StartLoad);
                 let load = &self.plan.load;
-                let budget = load.duration + load.drain + LOAD_SLACK;
+                // A journal may come from anywhere, with any number in it.
+                let budget = load.duration.saturating_add(load.drain).saturating_add(LOAD_SLACK);
                 enter(Phase::Measuring, Some(budget), out);
-                RunState::Measuring(Measuring { until: now + budget, stopping: None })
+                RunState::Measuring(Measuring { until: now.saturating_add(budget), stopping: None })
             }
             (RunState::WarmUp { .. }, E::WarmupFailed { error }) => {
                 let why = format!("a warm-up request failed: {error}");
@@ -372,7 +373,11 @@ impl Machine {
                 RunState::Draining { ending, load_open, step: DrainStep::Saving, .. },
                 E::EvidenceSaved { .. } | E::TimerFired { timer: Timer::Phase },
             ) => self.sigkill(now, ending, load_open, out),
-            (RunState::Draining { ending, until, load_open, .. }, E::TreeGone { .. }) => {
+            // Before the kill it is the answer to one of another attempt, and after it has been heard it says nothing new.
+            (
+                RunState::Draining { ending, until, load_open, step: DrainStep::Killing },
+                E::TreeGone { .. },
+            ) => {
                 self.drain_step(RunState::Draining { ending, until, load_open, step: DrainStep::Killed }, out)
             }
             (
@@ -398,7 +403,7 @@ impl Machine {
 
             (RunState::Drawing, E::BackoffDrawn { delay }) => {
                 enter(Phase::Waiting, Some(*delay), out);
-                RunState::Waiting { until: now + *delay }
+                RunState::Waiting { until: now.saturating_add(*delay) }
             }
             (RunState::Waiting { .. }, E::TimerFired { timer: Timer::Backoff }) => self.begin_attempt(out),
 
@@ -519,7 +524,8 @@ impl Machine {
             RunState::WarmUp { .. } => self.flush(now, ending, out),
             RunState::Measuring(m) if m.stopping.is_none() => {
                 out.push(Action::StopLoad);
-                RunState::Measuring(Measuring { until: now + STOP_LOAD_BUDGET, stopping: Some(ending) })
+                let until = now.saturating_add(STOP_LOAD_BUDGET);
+                RunState::Measuring(Measuring { until, stopping: Some(ending) })
             }
             other => other,
         };

@@ -41,14 +41,14 @@ impl Machine {
         // Somebody waits for the end.
         let budget = if self.stop.is_some() { budget.min(FLUSH_WHEN_STOPPED) } else { budget };
         enter(Phase::Flushing, Some(budget), out);
-        RunState::Flushing { ending, until: now + budget }
+        RunState::Flushing { ending, until: now.saturating_add(budget) }
     }
 
     pub(super) fn terminate(&mut self, now: Duration, ending: Ending, out: &mut Vec<Action>) -> RunState {
         let budget = self.plan.budgets.stop;
         enter(Phase::Stopping, Some(budget), out);
         out.push(Action::Terminate);
-        RunState::Stopping { ending, until: now + budget }
+        RunState::Stopping { ending, until: now.saturating_add(budget) }
     }
 
     /// The attempt is lost: save evidence, then kill.
@@ -76,9 +76,9 @@ impl Machine {
             return self.kill(now, ending, load_open, out);
         }
         let budget = within + EVIDENCE_SLACK;
-        enter(Phase::Draining, Some(budget + self.plan.budgets.drain), out);
+        enter(Phase::Draining, Some(budget.saturating_add(self.plan.budgets.drain)), out);
         out.push(Action::SaveEvidence { within });
-        RunState::Draining { ending, until: now + budget, load_open, step: DrainStep::Saving }
+        RunState::Draining { ending, until: now.saturating_add(budget), load_open, step: DrainStep::Saving }
     }
 
     /// The attempt is lost: kill at once.
@@ -116,7 +116,7 @@ impl Machine {
             out.push(Action::StopLoad);
         }
         out.push(Action::KillAll);
-        let until = now + self.plan.budgets.drain;
+        let until = now.saturating_add(self.plan.budgets.drain);
         RunState::Draining { ending, until, load_open, step: DrainStep::Killing }
     }
 
@@ -133,7 +133,7 @@ impl Machine {
     pub(super) fn collect(&mut self, now: Duration, ending: Ending, out: &mut Vec<Action>) -> RunState {
         enter(Phase::Collecting, Some(COLLECT_BUDGET), out);
         out.push(Action::CollectTraces);
-        RunState::Collecting { ending, until: now + COLLECT_BUDGET }
+        RunState::Collecting { ending, until: now.saturating_add(COLLECT_BUDGET) }
     }
 
     /// The attempt is over. Another one, or the end?

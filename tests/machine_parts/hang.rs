@@ -98,7 +98,7 @@ fn a_kill_waits_for_the_evidence_but_not_for_ever() {
     assert!(run.did(&Action::KillAll), "whoever asks twice does not want evidence");
 }
 
-fn line(gravity: Gravity, cause: &str, number: u64) -> EventKind {
+pub(super) fn line(gravity: Gravity, cause: &str, number: u64) -> EventKind {
     EventKind::Finding(Finding {
         rule: cause.into(),
         cause: cause.into(),

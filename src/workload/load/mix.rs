@@ -333,6 +333,9 @@ impl Workload {
     }
 }
 
+/// Nobody thinks longer than a day, in seconds.
+const LONGEST_THINK: f64 = 86_400.0;
+
 /// A named mix of workloads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -389,10 +392,10 @@ impl Mix {
                 problems.push(format!("{whose}: a shared prefix needs at least 1 token and 1 group"));
             }
             if let Some(turns) = &workload.turns
-                && !(turns.count > 0 && turns.think.is_finite() && turns.think >= 0.0)
+                && !(turns.count > 0 && (0.0..=LONGEST_THINK).contains(&turns.think))
             {
                 problems
-                    .push(format!("{whose}: turns need a count above 0 and a think time of at least 0 s"));
+                    .push(format!("{whose}: turns need a count above 0 and a think time of 0 s to a day"));
             }
             if let Some(goal) = &workload.slo {
                 for (what, limit) in [("ttft", goal.ttft), ("tpot", goal.tpot), ("e2el", goal.e2el)] {

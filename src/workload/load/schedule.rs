@@ -79,20 +79,20 @@ impl Shapes {
         let mut all = vec![first];
         let asked = &mix.workloads[usize::from(first.workload)];
         let Some(turns) = asked.turns else { return all };
-        let mut before = first.input + first.output;
+        let mut before = first.input.saturating_add(first.output);
         for turn in 1..turns.count.min(u32::from(u16::MAX)) {
             let at = first.at + Duration::from_secs_f64(turns.think * f64::from(turn));
             let (input, output) = (asked.input.draw(&mut self.rng), asked.output.draw(&mut self.rng));
             // A conversation that has filled the context ends, as it does for people.
-            let taken = before + asked.prefix.map_or(0, |p| p.tokens);
-            if taken + asked.input.min + asked.output.min > self.room {
+            let taken = before.saturating_add(asked.prefix.map_or(0, |p| p.tokens));
+            if taken.saturating_add(asked.input.min).saturating_add(asked.output.min) > self.room {
                 break;
             }
             let id = self.next;
             self.next += 1;
             let mut planned = Planned { id, at, input, output, turn: turn as u16, example: None, ..first };
             self.fit(asked, &mut planned, before);
-            before += planned.input + planned.output;
+            before = before.saturating_add(planned.input).saturating_add(planned.output);
             all.push(planned);
         }
         all
@@ -153,8 +153,9 @@ impl Schedule {
         }
         let room = context.saturating_sub(CONTEXT_MARGIN);
         let left_out = leave_out(&mut mix, room)?;
-        let shortest = |w: &Workload| if w.examples.is_empty() { w.input.min + w.output.min } else { 2 };
-        let need = |w: &Workload| shortest(w) + w.prefix.map_or(0, |p| p.tokens);
+        let minima = |w: &Workload| w.input.min.saturating_add(w.output.min);
+        let shortest = |w: &Workload| if w.examples.is_empty() { minima(w) } else { 2 };
+        let need = |w: &Workload| shortest(w).saturating_add(w.prefix.map_or(0, |p| p.tokens));
         let smallest = mix.workloads.iter().filter(|w| w.weight > 0.0).map(need).min().unwrap_or(0);
         if room < smallest {
             return Err(format!(
@@ -303,7 +304,7 @@ pub fn clamp(input: u32, output: u32, min_input: u32, min_output: u32, room: u32
     let factor = f64::from(room) / total as f64;
     let scaled_in = (f64::from(input) * factor) as u32;
     let scaled_out = (f64::from(output) * factor) as u32;
-    if min_input + min_output > room {
+    if min_input.saturating_add(min_output) > room {
         // Not even the minima fit: only the proportion is left to keep.
         let input = scaled_in.clamp(1, room.saturating_sub(1).max(1));
         return (input, scaled_out.max(1).min(room.saturating_sub(input).max(1)));

@@ -1,0 +1,197 @@
+//! Runs the tests against each mutant.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// A test, and how long it takes.
+#[derive(Debug, Clone)]
+struct Test {
+    binary: usize,
+    name: String,
+    takes: Duration,
+}
+
+pub fn run(scratch: &Path, jobs: &str, binaries: &[&str]) -> Result<(), String> {
+    let jobs: usize = jobs.parse().map_err(|_| "JOBS is not a number".to_owned())?;
+    let binaries: Vec<PathBuf> = binaries.iter().map(PathBuf::from).collect();
+    let mut names = Vec::new();
+    for (index, binary) in binaries.iter().enumerate() {
+        let list =
+            Command::new(binary).arg("--list").current_dir(scratch).output().map_err(|e| e.to_string())?;
+        let text = String::from_utf8_lossy(&list.stdout).into_owned();
+        names.extend(text.lines().filter_map(|line| Some((index, line.strip_suffix(": test")?.to_owned()))));
+    }
+    // Which test reaches which mutant.
+    let reached: Mutex<HashMap<u32, Vec<Test>>> = Mutex::default();
+    let broken: Mutex<Vec<String>> = Mutex::default();
+    each(jobs, &names, |worker, (binary, name)| {
+        let cover = scratch.join(format!("cover-{worker}"));
+        let _ = fs::remove_file(&cover);
+        let begun = Instant::now();
+        let test = Test { binary: *binary, name: name.clone(), takes: Duration::ZERO };
+        let good = passes(
+            scratch,
+            &binaries,
+            std::slice::from_ref(&test),
+            &[("MUTANT_COVER", &cover.to_string_lossy())],
+            Duration::from_secs(120),
+        );
+        let takes = begun.elapsed();
+        if good != Some(true) {
+            broken.lock().expect("no panic").push(name.clone());
+            return;
+        }
+        for number in
+            fs::read_to_string(&cover).unwrap_or_default().lines().filter_map(|line| line.parse().ok())
+        {
+            reached.lock().expect("no panic").entry(number).or_default().push(Test { takes, ..test.clone() });
+        }
+        let _ = fs::remove_file(&cover);
+    });
+    let mut reached = reached.into_inner().expect("no panic");
+    reached.values_mut().for_each(|tests| tests.sort_by_key(|test| test.takes));
+    let broken = broken.into_inner().expect("no panic");
+    println!(
+        "{} tests, {} left out because they fail without a mutant: {broken:?}",
+        names.len(),
+        broken.len()
+    );
+    let table = fs::read_to_string(scratch.join("mutants.tsv")).map_err(|e| e.to_string())?;
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let mutants: Vec<(u32, String)> = table
+        .lines()
+        .filter(|line| line.contains(&only))
+        .filter_map(|line| Some((line.split('\t').next()?.parse().ok()?, line.to_owned())))
+        .collect();
+    let results: Mutex<BTreeMap<u32, (String, &'static str)>> = Mutex::default();
+    each(jobs, &mutants, |_, (number, line)| {
+        let nobody = Vec::new();
+        let tests = reached.get(number).unwrap_or(&nobody);
+        let mut fate = if tests.is_empty() { "unreached" } else { "survived" };
+        // The quick ones first; most mutants do not live to see the slow ones.
+        let mut rest = tests.as_slice();
+        let mut size = 6;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(size.min(rest.len()));
+            let mut limit: Duration = now.iter().map(|test| test.takes).sum();
+            limit = limit * 10 + Duration::from_secs(20);
+            match passes(scratch, &binaries, now, &[("MUTANT", &number.to_string())], limit) {
+                Some(true) => {}
+                Some(false) => fate = "caught",
+                None => fate = "timeout",
+            }
+            if fate != "survived" {
+                break;
+            }
+            (rest, size) = (later, size * 3);
+        }
+        results.lock().expect("no panic").insert(*number, (line.clone(), fate));
+        let done = results.lock().expect("no panic").len();
+        if done.is_multiple_of(100) {
+            println!("{done} of {}", mutants.len());
+        }
+    });
+    let results = results.into_inner().expect("no panic");
+    let text: String = results.values().map(|(line, fate)| format!("{fate}\t{line}\n")).collect();
+    fs::write(scratch.join("results.tsv"), text).map_err(|e| e.to_string())?;
+    let mut files: BTreeMap<String, [usize; 4]> = BTreeMap::new();
+    for (line, fate) in results.values() {
+        let file = line.split('\t').nth(1).unwrap_or_default().to_owned();
+        let slot = ["caught", "timeout", "survived", "unreached"].iter().position(|f| f == fate).unwrap_or(3);
+        files.entry(file).or_default()[slot] += 1;
+    }
+    println!(
+        "{:<44} {:>7} {:>7} {:>7} {:>8} {:>9}  score",
+        "file", "mutants", "caught", "timeout", "survived", "unreached"
+    );
+    let mut all = [0; 4];
+    for (file, counts) in &files {
+        (0..4).for_each(|slot| all[slot] += counts[slot]);
+        row(file, counts);
+    }
+    row("all", &all);
+    Ok(())
+}
+
+fn row(name: &str, counts: &[usize; 4]) {
+    let sum: usize = counts.iter().sum();
+    let score = (counts[0] + counts[1]) as f64 / sum.max(1) as f64 * 100.0;
+    println!(
+        "{name:<44} {sum:>7} {:>7} {:>7} {:>8} {:>9}  {score:.1} %",
+        counts[0], counts[1], counts[2], counts[3]
+    );
+}
+
+/// Hands every item to one of `jobs` workers.
+fn each<T: Sync>(jobs: usize, items: &[T], work: impl Fn(usize, &T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for worker in 0..jobs {
+            let (next, work) = (&next, &work);
+            scope.spawn(move || {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    work(worker, item);
+                }
+            });
+        }
+    });
+}
+
+/// Whether all of these tests pass; none if they took too long, and were killed.
+fn passes(
+    scratch: &Path,
+    binaries: &[PathBuf],
+    tests: &[Test],
+    env: &[(&str, &str)],
+    limit: Duration,
+) -> Option<bool> {
+    let mut by_binary: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+    for test in tests {
+        by_binary.entry(test.binary).or_default().push(&test.name);
+    }
+    for (binary, names) in by_binary {
+        let mut child = Command::new(&binaries[binary])
+            .args(names)
+            .args(["--exact", "--test-threads=1", "-q"])
+            .envs(env.iter().copied())
+            .env("CARGO_MANIFEST_DIR", scratch)
+            .env("PROPTEST_FAILURE_PERSISTENCE", "off")
+            .current_dir(scratch)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a test can be started");
+        // Read on a thread, or a talkative test would wait for us for ever.
+        let mut out = child.stdout.take().expect("it is a pipe");
+        let reader = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = out.read_to_end(&mut text);
+        });
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("a child can be waited for") {
+                break Some(status);
+            }
+            if begun.elapsed() > limit {
+                let _ = child.kill();
+                let _ = child.wait();
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(3));
+        };
+        let _ = reader.join();
+        match status {
+            Some(status) if status.success() => {}
+            Some(_) => return Some(false),
+            None => return None,
+        }
+    }
+    Some(true)
+}
