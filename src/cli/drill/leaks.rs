@@ -124,7 +124,7 @@ mod tests {
         assert!(port(number).unwrap().contains("is held by"));
         drop(listener);
         assert_eq!(port(number), None);
-        let left = files(&temporary, Some(&run), &[segment.clone()]);
+        let left = files(&temporary, Some(&run), std::slice::from_ref(&segment));
         assert_eq!(left.len(), 3, "{left:?}");
         assert!(!segment.exists());
     }
