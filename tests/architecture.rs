@@ -28,6 +28,8 @@ const PURE: &[&str] = &[
     "config/settings.rs",
     "console/lines.rs",
     "console/live/frame.rs",
+    "console/top/draw.rs",
+    "console/top/state.rs",
     "view/chart.rs",
     "view/charts.rs",
     "view/clean.rs",

@@ -13,6 +13,7 @@ pub mod runs;
 pub mod salvage;
 pub mod status;
 mod sweep;
+pub mod top;
 pub mod traces;
 
 pub use root::main;

@@ -235,5 +235,5 @@ fn outcome(run: &Listed) -> String {
 
 /// As a clock on the wall here shows it.
 pub(super) fn local(at: jiff::Timestamp) -> String {
-    at.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
+    at.to_zoned_datetime(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
