@@ -29,6 +29,8 @@ const PURE: &[&str] = &[
     "config/settings.rs",
     "console/lines.rs",
     "console/live/frame.rs",
+    "console/top/draw.rs",
+    "console/top/state.rs",
     "console/watch/access.rs",
     "console/watch/metrics.rs",
     "console/watch/page.rs",

@@ -14,6 +14,7 @@ pub mod runs;
 pub mod salvage;
 pub mod status;
 mod sweep;
+pub mod top;
 pub mod traces;
 pub mod watching;
 

@@ -1,6 +1,6 @@
 //! The one definition of the command line: help, man page and completions come from it.
 
-use super::{bench, check, diagnose, drill, reap, replay, report, run, runs, salvage, status, traces};
+use super::{bench, check, diagnose, drill, reap, replay, report, run, runs, salvage, status, top, traces};
 use crate::error::{ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode as ProcessExit;
@@ -23,6 +23,8 @@ enum Command {
     Run(run::Args),
     /// Run the preflight alone; starts nothing
     Check(check::Args),
+    /// Look on at a run, live or over, from another terminal
+    Top(top::Args),
     /// Say in one screenful how a run goes or how it ended
     Status(status::Args),
     /// List runs and how they ended
@@ -72,6 +74,7 @@ pub fn main(arguments: &[String]) -> ProcessExit {
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Runs(args) => runs::run(&args),
         Command::Report(args) => report::run(&args),

@@ -48,6 +48,9 @@ pub fn time(now: &Now, at: Duration) -> String {
         return format!("{} of {}, waiting for the last answers", clock(load), clock(now.load_duration));
     }
     let since = at.saturating_sub(now.phase_since);
+    if now.phase == Some(Phase::Done) {
+        return format!("took {}", clock(now.last.map_or(at, |last| last.mono)));
+    }
     match (now.phase, now.phase_left(at)) {
         (Some(Phase::Waiting), Some(left)) => format!("next attempt in {}", clock(left)),
         (_, Some(left)) => format!("{}, at most {} more", clock(since), clock(left)),
