@@ -116,6 +116,17 @@ fn a_reader_that_goes_away_ends_no_run() {
     assert_eq!(status.code(), Some(0));
 }
 
+#[test]
+fn top_ends_when_its_terminal_goes_away() {
+    let place = Place::new();
+    place.run_well("out", &place.config(FAST, ""));
+    let pty = Pty::new();
+    let mut child = pty.start(&mut place.command(&["top", "out"]), "quit");
+    drop(pty);
+    let status = wait_for("its end", || child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
+}
+
 /// `run` in tmux with a benchmark that lasts until it is stopped.
 fn live(place: &Place, size: (u32, u32), env: &[(&str, &str)]) -> Tmux {
     let config = place.config(FAST, "");

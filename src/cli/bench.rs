@@ -1,5 +1,6 @@
 //! `varcas-guard bench --url URL`: the load alone, against any OpenAI-compatible server that is already there.
 
+use super::root::complain;
 use crate::cli::sweep;
 use crate::config::{Endpoint, LoadPlan, Process};
 use crate::error::{ExitCode as Code, Failure};
@@ -198,7 +199,7 @@ fn report(result: Result<Code, Failure>) -> ExitCode {
     match result {
         Ok(code) => code.into(),
         Err(failure) => {
-            eprintln!("{failure}");
+            complain(&failure);
             failure.exit.into()
         }
     }
@@ -296,7 +297,7 @@ fn interrupted() -> Code {
 
 fn describe(info: &ReadyInfo, args: &Args) -> Result<(), Failure> {
     for note in &info.notes {
-        eprintln!("note: {note}");
+        complain(format_args!("note: {note}"));
     }
     if !info.has_usage && !args.without_usage {
         return Err(Failure::new(Code::Refused, format!("{} sends no usage with a stream", args.url))
@@ -319,7 +320,7 @@ impl Bench<'_> {
         let live = std::io::IsTerminal::is_terminal(&std::io::stderr());
         let summary = driver::run_load(self.target, load, &files, self.stop.clone(), |event| match event {
             EventKind::LoadProgressed(p) if live => eprint!("\r\x1b[K{}", progress(&p)),
-            EventKind::Trouble { what, error } => eprintln!("warning: {what}: {error}"),
+            EventKind::Trouble { what, error } => complain(format_args!("warning: {what}: {error}")),
             _ => {}
         })
         .await

@@ -3,6 +3,7 @@
 use super::{bench, check, diagnose, drill, reap, replay, report, run, runs, salvage, status, top, traces};
 use crate::error::{ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode as ProcessExit;
 
 /// Brings a profiled vLLM benchmark home with nobody watching.
@@ -95,7 +96,7 @@ pub fn main(arguments: &[String]) -> ProcessExit {
 }
 
 fn tell(failure: &Failure) -> ProcessExit {
-    eprintln!("{failure}");
+    complain(&failure);
     failure.exit.into()
 }
 
@@ -113,4 +114,9 @@ mod tests {
     fn the_definition_of_the_command_line_is_sound() {
         Cli::command().debug_assert();
     }
+}
+
+/// Says it on standard error. Nobody may be there any more, which is no reason to die.
+pub(super) fn complain(words: impl std::fmt::Display) {
+    drop(writeln!(std::io::stderr(), "{words}"));
 }

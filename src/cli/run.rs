@@ -2,6 +2,7 @@
 
 use super::options::{Options, rules, runtime};
 use super::report;
+use super::root::complain;
 use super::watching::{self, Watch, Watching};
 use crate::config::Plan;
 use crate::console::lines::Style;
@@ -64,7 +65,7 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let clock = SystemClock::new();
     let mut watch = address.map(|address| address.start(&clock)).transpose()?;
     if let Some(watch) = watch.as_ref().filter(|_| style == Style::Plain) {
-        println!("live page: {}", watch.url());
+        complain(format_args!("live page: {}", watch.url()));
     }
     let mut live =
         Live::on_stdout(style, clock.clone()).context("start the thread that writes to the terminal")?;
@@ -74,7 +75,7 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let told = report::of_run(&dir)?;
     let report = &told.report;
     if let Err(failure) = link(&dir, report) {
-        eprintln!("{failure}");
+        complain(failure);
     }
     report::write(&dir, &told)?;
     if let Some(watch) = watch {
@@ -83,7 +84,7 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     for check in report.attempts.iter().flat_map(|attempt| &attempt.checks) {
         if code == ExitCode::Refused.code() && check.severity == Severity::Refuse {
             let failure = Failure::new(ExitCode::Refused, &check.saw);
-            eprintln!("{}", failure.hint(check.hint.clone().unwrap_or_default()));
+            complain(failure.hint(check.hint.clone().unwrap_or_default()));
         }
     }
     let is_for_people = matches!(live.style(), Style::Live | Style::Plain);

@@ -8,8 +8,11 @@ use self::state::{Key, LogLine, State};
 use crate::console::live::terminal::{Abilities, Size};
 use crate::event::Event;
 use crate::time::{instant_now, wall_now};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ratatui::crossterm::event::{self, Event as Typed, KeyCode, KeyEventKind, KeyModifiers};
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
@@ -48,11 +51,17 @@ pub enum Message {
 pub fn show(run: String, news: &Receiver<Message>) -> io::Result<()> {
     let look = Look { able: Abilities::of(io::stdout()), run };
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP, signal_hook::consts::SIGINT] {
+    // SIGHUP ends it at once: there is no terminal left to give back.
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     let mut terminal = ratatui::try_init()?;
     let shown = attend(&mut terminal, &look, news, &stop);
+    if matches!(keyboard(Duration::ZERO), Ok(Keyboard::Gone)) {
+        // There is nothing to give back, and ratatui would complain to nobody, which is a panic.
+        std::mem::forget(terminal);
+        return Ok(());
+    }
     ratatui::try_restore()?;
     shown
 }
@@ -71,7 +80,13 @@ fn attend(
             terminal.draw(|target| draw(target, &state, look, at))?;
             (dirty, drawn) = (false, instant_now());
         }
-        if event::poll(TICK)? {
+        let typed = match keyboard(TICK)? {
+            Keyboard::Gone => return Ok(()),
+            Keyboard::Quiet => Duration::ZERO,
+            Keyboard::Typed => TICK,
+        };
+        // Also tells of a new size.
+        if event::poll(typed)? {
             dirty = true;
             if let Typed::Key(key) = event::read()?
                 && key.kind != KeyEventKind::Release
@@ -100,6 +115,26 @@ fn attend(
         }
     }
     Ok(())
+}
+
+enum Keyboard {
+    Quiet,
+    Typed,
+    Gone,
+}
+
+/// Waits for a key. crossterm reads a terminal that is gone for ever, and with all of a core.
+fn keyboard(patience: Duration) -> io::Result<Keyboard> {
+    let stdin = io::stdin();
+    let mut asked = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut asked, PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO)) {
+        Ok(0) | Err(Errno::EINTR) => return Ok(Keyboard::Quiet),
+        Ok(_) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    let is_gone = asked[0].revents().is_some_and(|seen| seen.intersects(gone));
+    Ok(if is_gone { Keyboard::Gone } else { Keyboard::Typed })
 }
 
 fn meaning(code: KeyCode, up: i64) -> Option<Key> {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use varcas_guard::time::instant_now;
 
@@ -23,7 +23,23 @@ impl Pty {
     pub(crate) fn new() -> Self {
         let size = nix::pty::Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let pair = nix::pty::openpty(Some(&size), None).unwrap();
+        // What the program inherits would keep the terminal open.
+        for end in [&pair.master, &pair.slave] {
+            nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).unwrap();
+        }
         Self { master: File::from(pair.master), slave: pair.slave }
+    }
+
+    /// Starts the command on it and waits until it has drawn something with these words.
+    pub(crate) fn start(&self, command: &mut Command, words: &str) -> Child {
+        let twin = || self.slave.try_clone().unwrap();
+        let child = command.stdin(twin()).stdout(twin()).stderr(twin()).spawn().unwrap();
+        let (mut all, mut piece) = (Vec::new(), [0; 4096]);
+        while !String::from_utf8_lossy(&all).contains(words) {
+            let n = (&self.master).read(&mut piece).unwrap();
+            all.extend_from_slice(&piece[..n]);
+        }
+        child
     }
 
     /// Starts the command on it, and gives what it wrote until its end. Standard error goes there too.
