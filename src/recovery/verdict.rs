@@ -52,6 +52,19 @@ pub struct Inquiry {
     missing: BTreeSet<String>,
 }
 
+/// How much a death says of what happened: the least says most. An orderly end mostly follows from another's, and so does an
+/// abort (of a rank whose peer is gone).
+fn rank(how: ExitHow) -> u8 {
+    match how {
+        ExitHow::Signal { signal: 4 | 7 | 11, .. } => 0,
+        ExitHow::Signal { signal: 1 | 2 | 9 | 15, .. } => 1,
+        ExitHow::Signal { .. } => 2,
+        ExitHow::Unknown => 3,
+        ExitHow::Code { code: 0 } => 5,
+        ExitHow::Code { .. } => 4,
+    }
+}
+
 /// A cause with what speaks for it.
 struct Found {
     cause: String,
@@ -237,7 +250,8 @@ impl Inquiry {
         if let Some(found) = self.by_words(ending) {
             return found;
         }
-        if let Some(death) = self.unprovoked().next()
+        // Processes that die within a moment are seen in any order.
+        if let Some(death) = self.unprovoked().min_by_key(|death| rank(death.how))
             && let Some(found) = self.death(death, log)
         {
             return found;
@@ -331,8 +345,11 @@ impl Inquiry {
             ExitHow::Unknown if log.cause == KILLED => {
                 Some(Found::new(KILLED, Confidence::Likely, log.decisive.map(quote)))
             }
-            // A status that its parent was told rules out that somebody else ended it.
-            ExitHow::Signal { .. } | ExitHow::Code { .. } if log.cause == KILLED => {
+            // A status of its own rules out that somebody else ended it. That of the first process says nothing when the log
+            // says that it only followed its engine.
+            ExitHow::Signal { .. } | ExitHow::Code { .. }
+                if log.cause == KILLED && !(death.main && log.dead) =>
+            {
                 found(UNDETERMINED, Confidence::Weak)
             }
             _ => None,
@@ -375,13 +392,18 @@ impl Inquiry {
             "port-in-use" if text.contains("EADDRINUSE") || !text.contains('(') => crate::event::Retry::Yes,
             _ => cause.retry,
         };
+        // Circumstances are worded by what could be read of them; that it was killed, and who, is the same all the same.
+        let whom = found.decisive.as_ref().filter(|quote| found.cause == KILLED && quote.source != LOG);
+        let print = whom
+            .and_then(|quote| quote.text.split(' ').next())
+            .map_or_else(|| lines::same(text), str::to_owned);
         let mut verdict = Verdict {
             cause: found.cause.clone(),
             outcome,
             confidence: found.confidence,
             explanation: cause.what.to_owned(),
             advice: cause.advice.to_owned(),
-            fingerprint: format!("{}: {}", found.cause, lines::same(text)),
+            fingerprint: format!("{}: {}", found.cause, print),
             decisive: found.decisive,
             consequences: lines::consequences(&self.findings, decisive).into_iter().map(quote).collect(),
             supports: Vec::new(),

@@ -35,13 +35,15 @@ impl Autopsy {
                 let clues = gpus.iter().filter_map(|gpu| xid_clue(gpu.xid?, "NVML", None));
                 clues.for_each(|clue| drop(facts.send(EventKind::Clue(clue))));
             }
+            // Its last words may have been read before, and have ended the attempt; it died by itself as long as we have struck
+            // nobody.
             EventKind::ProcessExited { proc, comm, how, main, .. }
                 if (*main || self.family.is_essential(*proc, comm))
                     && !self.struck.contains(proc)
-                    && matches!(
+                    && (matches!(
                         phase,
                         Phase::Loading | Phase::WarmUp | Phase::Measuring | Phase::Flushing
-                    ) =>
+                    ) || phase == Phase::Draining && self.struck.is_empty()) =>
             {
                 let (proc, comm, how, available) = (*proc, comm.clone(), *how, self.available);
                 let (deaths, last, facts) =

@@ -126,7 +126,7 @@ pub(super) async fn play(
     let began = instant_now();
     let (status, late) = guard(shared, scenario, &place).await?;
     let took = began.elapsed();
-    drop(before);
+    before.end().await;
 
     let dir = RunDir::new(&place.run);
     // A run that was refused before it had a folder has no journal.
@@ -204,24 +204,36 @@ enum Scene {
     Nothing,
 }
 
-impl Drop for Scene {
-    fn drop(&mut self) {
+impl Scene {
+    async fn end(self) {
         if let Self::Joins(task) = self {
             task.abort();
+            // Its socket is closed when it is over, and not before. That it was aborted is what it says.
+            drop(task.await);
         }
     }
 }
 
-/// Waits for the server to be there, listens beside it, and answers what vLLM never would.
-async fn join(marks: PathBuf, port: u16) {
+/// Waits for the server to be there, listens beside it, answers what vLLM never would, and goes when the guard has noticed.
+async fn join(marks: PathBuf, journal: PathBuf, port: u16) {
     while self::marks(&marks).is_empty() {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
     let Ok(listener) = bound(port, true).and_then(|socket| socket.listen(16)) else { return };
-    while let Ok((mut stream, _)) = listener.accept().await {
-        let page = b"HTTP/1.1 200 OK\r\nserver: stranger\r\ncontent-length: 9\r\nconnection: close\r\n\r\nnot vllm\n";
-        // Whom it is sent to may be gone.
-        drop(stream.write_all(page).await);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((mut stream, _)) = accepted else { return };
+                let page = b"HTTP/1.1 200 OK\r\nserver: stranger\r\ncontent-length: 9\r\nconnection: close\r\n\r\nnot vllm\n";
+                // Whom it is sent to may be gone.
+                drop(stream.write_all(page).await);
+            }
+            () = tokio::time::sleep(LOOK_AGAIN) => {
+                if std::fs::read_to_string(&journal).is_ok_and(|text| text.contains("\"port-stolen\"")) {
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -240,7 +252,16 @@ async fn before(scenario: &Scenario, place: &Place, port: &Port) -> std::io::Res
         Some(Before::PortShared) => Scene::Listening(bound(port.number, true)?.listen(16)?),
         Some(Before::PortBound) => Scene::Bound(bound(port.number, true)?),
         Some(Before::StrangerJoins) => {
-            Scene::Joins(tokio::task::spawn(join(place.marks.clone(), port.number)))
+            let journal = RunDir::new(&place.run).journal();
+            Scene::Joins(tokio::task::spawn(join(place.marks.clone(), journal, port.number)))
+        }
+        Some(Before::Leak) => {
+            std::fs::write(place.temporary.join("planted"), "")?;
+            let mut sleep = std::process::Command::new("sleep");
+            sleep.arg("600").env_clear().current_dir(&place.root);
+            // Ended and reaped like any other leak.
+            drop(sleep.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+            Scene::Nothing
         }
         Some(Before::FolderIsAFile) => {
             std::fs::write(&place.run, "not a folder\n")?;

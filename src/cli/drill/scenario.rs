@@ -101,6 +101,8 @@ pub(super) enum Before {
     PortShared,
     /// When a first fault has struck, somebody listens on the port together with the server.
     StrangerJoins,
+    /// Something that the guard cannot know of and the drill must find: a process without the run's mark, and a file.
+    Leak,
     /// The run folder cannot be written to.
     FolderIsAFile,
 }

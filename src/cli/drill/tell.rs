@@ -207,9 +207,14 @@ impl Sums {
         let runs = if self.runs == 1 { "1 run".to_owned() } else { format!("{} runs", self.runs) };
         let good =
             if self.are_good() { "all as expected".to_owned() } else { format!("{} WRONG", self.wrong) };
+        let left = match self.leaks {
+            0 => "nothing".to_owned(),
+            1 => "1 THING".to_owned(),
+            leaks => format!("{leaks} THINGS"),
+        };
+        let kills = if self.false_kills == 1 { "kill" } else { "kills" };
         format!(
-            "{runs}: {good}, {} left behind, {} false kills in {} healthy ones, in {}",
-            if self.leaks == 0 { "nothing".to_owned() } else { format!("{} THINGS", self.leaks) },
+            "{runs}: {good}, {left} left behind, {} false {kills} in {} healthy, in {}",
             self.false_kills,
             self.healthy,
             human(took)
@@ -241,10 +246,7 @@ mod tests {
     fn the_last_line_says_what_was_wrong() {
         let good = Sums { runs: 3, healthy: 1, ..Sums::default() };
         let line = good.line(Duration::from_secs(60));
-        assert_eq!(
-            line,
-            "3 runs: all as expected, nothing left behind, 0 false kills in 1 healthy ones, in 60 s"
-        );
+        assert_eq!(line, "3 runs: all as expected, nothing left behind, 0 false kills in 1 healthy, in 60 s");
         let bad = Sums { wrong: 1, leaks: 2, ..good };
         assert!(bad.line(Duration::from_secs(60)).contains("1 WRONG, 2 THINGS left behind"));
         assert!(!bad.are_good());

@@ -167,7 +167,7 @@ async fn run(args: Args, knobs: Knobs) -> Result<u8, End> {
         tokio::spawn(log_statistics(client.clone()));
     }
 
-    let asked = serve(&client, &mut events, &engine).await?;
+    let asked = serve(&client, &mut events).await?;
     if asked {
         log.info("launcher.py:110", "Shutting down FastAPI HTTP server.");
         strike(&knobs.faults, Who::Api, Phase::Stop, 1)?;
@@ -285,11 +285,7 @@ fn attach(client: &Arc<Client>, stream: UnixStream) -> std::io::Result<()> {
 }
 
 /// True when asked to end, false when the engine died.
-async fn serve(
-    client: &Arc<Client>,
-    events: &mut UnboundedReceiver<Event>,
-    engine: &Engine,
-) -> Result<bool, End> {
+async fn serve(client: &Arc<Client>, events: &mut UnboundedReceiver<Event>) -> Result<bool, End> {
     let (mut exited, mut silent) = (false, false);
     while let Some(event) = events.recv().await {
         exited |= matches!(event, Event::EngineExited);
@@ -308,10 +304,8 @@ async fn serve(
             Event::Watchdog => return Ok(false),
             Event::Signal if is_deaf(client) => {}
             Event::Signal => return Ok(true),
-            Event::End(end) => {
-                engine.stop(Duration::ZERO);
-                return Err(end);
-            }
+            // Without a word: the engine is left behind, as by `os._exit`.
+            Event::End(end) => return Err(end),
         }
     }
     Ok(true)

@@ -31,6 +31,8 @@ enum State {
         last_step: Instant,
         first: u64,
     },
+    /// Switched off: it opens no window, and still says when it is finished.
+    Disabled,
     /// The last line was written.
     Over,
 }
@@ -173,7 +175,7 @@ impl Recorder {
                     return;
                 }
                 What::Disable => {
-                    self.state = State::Over;
+                    self.state = State::Disabled;
                     self.say(WindowEvent::Disabled { reason: "RuntimeError: simulated".to_owned() });
                     return;
                 }
