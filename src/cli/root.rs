@@ -3,6 +3,7 @@
 use super::{bench, check, diagnose, reap, replay, report, run, salvage, traces};
 use crate::error::{ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
+use std::io::Write as _;
 use std::process::ExitCode as ProcessExit;
 
 /// Brings a profiled vLLM benchmark home with nobody watching.
@@ -83,7 +84,8 @@ pub fn main(arguments: &[String]) -> ProcessExit {
 }
 
 fn tell(failure: &Failure) -> ProcessExit {
-    eprintln!("{failure}");
+    // Where nobody can be told, the exit code still says it.
+    let _ = writeln!(std::io::stderr(), "{failure}");
     failure.exit.into()
 }
 

@@ -9,7 +9,7 @@ use crate::event::{Check, Event, EventKind, Outcome, Severity};
 use crate::health::log_rules::Rules;
 use crate::recovery::report::model::Report;
 use crate::supervisor::dispatcher::{Dispatcher, Sink};
-use crate::supervisor::journal::{self, Journal};
+use crate::supervisor::journal::{self, Journal, Problem};
 use crate::supervisor::layout::{RunDir, SEED_NAMES};
 use crate::supervisor::performer::Run;
 use crate::supervisor::run_id::RunId;
@@ -17,7 +17,7 @@ use crate::supervisor::{os, proc, reap};
 use crate::time::SystemClock;
 use crate::workload::server::{self, Places, RunMark};
 use std::fs::File;
-use std::io::{Stdout, stdout};
+use std::io::{Stdout, Write as _, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode as ProcessExit;
 use std::sync::Arc;
@@ -39,6 +39,9 @@ pub struct Args {
     quiet: bool,
 }
 
+/// Kept free for the reports, in bytes; charts and excerpts of a long run take two or three MB.
+const REPORTS: u64 = 4 << 20;
+
 /// Runs it.
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let plan = args.options.plan()?;
@@ -50,6 +53,10 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let dir = RunDir::new(&plan.output);
     let _lock = claim(&dir)?;
     let _log = own_log(&dir);
+    // The report is what is wanted most of a run that filled the disk.
+    if let Ok(file) = os::create_new_private(&dir.reserve()) {
+        drop(os::reserve(&file, 0, REPORTS));
+    }
     os::become_subreaper().context("become the parent of orphans")?;
     let style = match (args.json, args.quiet) {
         (true, _) => Style::Json,
@@ -58,12 +65,20 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     };
     let id = RunId::new(&jiff::ZonedDateTime::now());
     let code = go(&plan, &dir, id, exe, rules, style)?;
-    let told = report::of_run(&dir)?;
+    drop(std::fs::remove_file(dir.reserve()));
+    let told = match report::of_run(&dir) {
+        Ok(told) => told,
+        Err(failure) => {
+            let _ = writeln!(stderr(), "{failure}");
+            // Nothing of what the exit code 0 promises can be counted on.
+            let failed = if code == 0 { ExitCode::AttemptsFailed.code() } else { code };
+            return Ok(ProcessExit::from(failed));
+        }
+    };
     let report = &told.report;
-    if let Err(failure) = link(&dir, report) {
-        eprintln!("{failure}");
+    for failure in [link(&dir, report), report::write(&dir, &told)].into_iter().filter_map(Result::err) {
+        let _ = writeln!(stderr(), "{failure}");
     }
-    report::write(&dir, &told)?;
     for check in report.attempts.iter().flat_map(|attempt| &attempt.checks) {
         if code == ExitCode::Refused.code() && check.severity == Severity::Refuse {
             let failure = Failure::new(ExitCode::Refused, &check.saw);
@@ -85,8 +100,17 @@ fn go(
     style: Style,
 ) -> Result<u8, Failure> {
     let clock = SystemClock::new();
-    let journal =
-        Journal::create(&dir.journal()).context(format_args!("create {}", dir.journal().display()))?;
+    let (facts, received) = unbounded_channel();
+    let say = facts.clone();
+    let tell = move |problem| {
+        // At the end nobody listens any more, and `close` says it.
+        drop(say.send(match problem {
+            Problem::Trouble(error) => EventKind::Trouble { what: "keep the journal".to_owned(), error },
+            Problem::Lost(error) => EventKind::StorageLost { error },
+        }));
+    };
+    let journal = Journal::create(&dir.journal(), Arc::new(tell))
+        .context(format_args!("create {}", dir.journal().display()))?;
     let first = EventKind::RunStarted {
         run_id: id.as_str().to_owned(),
         guard_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -97,7 +121,6 @@ fn go(
     let mut console = Console { lines: Lines::new(stdout(), style) };
     let mut log = Log;
     runtime()?.block_on(async {
-        let (facts, received) = unbounded_channel();
         let handle = forward_signals(facts.clone()).context("listen for signals")?;
         let sinks: Vec<&mut dyn Sink> = vec![&mut console, &mut log];
         let code = Dispatcher::new(run, clock, journal, facts, sinks)?.run(first, received).await;
@@ -253,18 +276,25 @@ fn link(dir: &RunDir, report: &Report) -> Result<(), Failure> {
 }
 
 fn farewell(dir: &RunDir, report: &Report) {
-    println!();
-    println!("{}: {}", report.outcome, report.reason);
+    // Standard output may be a file on a disk that is full, which is no reason to end with a panic.
+    let mut out = stdout().lock();
+    let _ = writeln!(out);
+    let _ = writeln!(out, "{}: {}", report.outcome, report.reason);
     if let Some(bench) = &report.benchmark {
-        println!(
+        let _ = writeln!(
+            out,
             "benchmark: {} requests, {:.2} requests/s, {:.1} output tokens/s, TTFT p50 {:.0} ms",
             bench.progress.completed, bench.request_throughput, bench.output_throughput, bench.ttft_ms.p50
         );
     }
     let events: u64 = report.traces.iter().map(|trace| trace.events).sum();
-    println!("traces: {} windows with {events} events", report.traces.len());
-    println!("left behind: {}", if report.left_behind.is_empty() { "nothing" } else { "see the report" });
-    println!("report: {}", dir.report_html().display());
+    let _ = writeln!(out, "traces: {} windows with {events} events", report.traces.len());
+    let _ = writeln!(
+        out,
+        "left behind: {}",
+        if report.left_behind.is_empty() { "nothing" } else { "see the report" }
+    );
+    let _ = writeln!(out, "report: {}", dir.report_html().display());
 }
 
 fn dry_run(plan: &Plan, exe: &Path, json: bool) -> Result<ProcessExit, Failure> {
