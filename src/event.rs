@@ -40,7 +40,7 @@ pub const JOURNAL_VERSION: u32 = 1;
 pub struct Event {
     /// [`JOURNAL_VERSION`] of the writer.
     pub v: u32,
-    /// Counts from 0 within a run, without gaps.
+    /// Counts from 0 within a run. A gap means that the disk refused for too long.
     pub seq: u64,
     /// When it happened.
     #[serde(flatten)]
@@ -448,6 +448,11 @@ pub enum EventKind {
         /// What was tried.
         what: String,
         /// What happened.
+        error: String,
+    },
+    /// Nothing can be kept in the run folder any more.
+    StorageLost {
+        /// What happened to it.
         error: String,
     },
     /// Written by the keeper, or whoever came after it, when the guard is gone.

@@ -35,6 +35,7 @@ fn context(client: Client) -> Context {
         chars_per_token: (4.0, false),
         client,
         prefix_cache_hit_rate: None,
+        unrecorded: None,
     }
 }
 

@@ -117,6 +117,8 @@ pub fn json(report: &Report) -> Result<String, Failure> {
 pub fn write(dir: &RunDir, told: &Told) -> Result<(), Failure> {
     let mut text = json(&told.report)?;
     text.push('\n');
+    // Left by a guard that was killed.
+    drop(std::fs::remove_file(dir.reserve()));
     replace(&dir.report_json(), text.as_bytes())?;
     replace(&dir.report_md(), markdown::render(&told.view()).as_bytes())?;
     replace(&dir.report_html(), html::render(&told.view()).as_bytes())

@@ -11,7 +11,7 @@ use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Event, EventKind, Outcome, Severity};
 use crate::recovery::report::model::Report;
 use crate::supervisor::dispatcher::{Dispatcher, Sink};
-use crate::supervisor::journal::{self, Journal};
+use crate::supervisor::journal::{self, Journal, Problem};
 use crate::supervisor::layout::{RunDir, SEED_NAMES};
 use crate::supervisor::performer::Run;
 use crate::supervisor::run_id::RunId;
@@ -42,6 +42,9 @@ pub struct Args {
     quiet: bool,
 }
 
+/// Kept free for the reports, in bytes; charts and excerpts of a long run take two or three MB.
+const REPORTS: u64 = 4 << 20;
+
 /// Runs it.
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let plan = args.options.plan_with(args.watching.flags())?;
@@ -55,6 +58,10 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let dir = RunDir::new(&plan.output);
     let _lock = claim(&dir)?;
     let _log = own_log(&dir);
+    // The report is what is wanted most of a run that filled the disk.
+    if let Ok(file) = os::create_new_private(&dir.reserve()) {
+        drop(os::reserve(&file, 0, REPORTS));
+    }
     os::become_subreaper().context("become the parent of orphans")?;
     let style = match (args.json, args.quiet) {
         (true, _) => Style::Json,
@@ -64,7 +71,7 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let id = RunId::new(&jiff::ZonedDateTime::now());
     let clock = SystemClock::new();
     let mut watch = address.map(|address| address.start(&clock)).transpose()?;
-    if let Some(watch) = watch.as_ref().filter(|_| style == Style::Plain) {
+    if let Some(watch) = watch.as_ref().filter(|_| !args.json && !args.quiet) {
         complain(format_args!("live page: {}", watch.url()));
     }
     let mut live =
@@ -72,12 +79,20 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let run = Run { env: watching::inherited(&plan), plan, dir: dir.clone(), id, exe, rules };
     let code = go(Arc::new(run), clock, &mut live, watch.as_mut())?;
     live.settle();
-    let told = report::of_run(&dir)?;
+    drop(std::fs::remove_file(dir.reserve()));
+    let told = match report::of_run(&dir) {
+        Ok(told) => told,
+        Err(failure) => {
+            complain(failure);
+            // Nothing of what the exit code 0 promises can be counted on.
+            let failed = if code == 0 { ExitCode::AttemptsFailed.code() } else { code };
+            return Ok(ProcessExit::from(failed));
+        }
+    };
     let report = &told.report;
-    if let Err(failure) = link(&dir, report) {
+    for failure in [link(&dir, report), report::write(&dir, &told)].into_iter().filter_map(Result::err) {
         complain(failure);
     }
-    report::write(&dir, &told)?;
     if let Some(watch) = watch {
         watch.end(&dir.report_html());
     }
@@ -93,8 +108,18 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
 }
 
 fn go(run: Arc<Run>, clock: SystemClock, live: &mut Live, watch: Option<&mut Watch>) -> Result<u8, Failure> {
+    let (facts, received) = unbounded_channel();
+    let say = facts.clone();
+    let tell = move |problem| {
+        // At the end nobody listens any more, and `close` says it.
+        drop(say.send(match problem {
+            Problem::Trouble(error) => EventKind::Trouble { what: "keep the journal".to_owned(), error },
+            Problem::Lost(error) => EventKind::StorageLost { error },
+        }));
+    };
     let path = run.dir.journal();
-    let journal = Journal::create(&path).context(format_args!("create {}", path.display()))?;
+    let journal =
+        Journal::create(&path, Arc::new(tell)).context(format_args!("create {}", path.display()))?;
     let first = EventKind::RunStarted {
         run_id: run.id.as_str().to_owned(),
         guard_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -104,7 +129,6 @@ fn go(run: Arc<Run>, clock: SystemClock, live: &mut Live, watch: Option<&mut Wat
     let mut console = Console { live };
     let mut log = Log;
     runtime()?.block_on(async {
-        let (facts, received) = unbounded_channel();
         let handle = forward_signals(facts.clone()).context("listen for signals")?;
         let mut sinks: Vec<&mut dyn Sink> = vec![&mut console, &mut log];
         if let Some(watch) = watch {

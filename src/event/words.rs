@@ -75,6 +75,7 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
         EventKind::BackoffDrawn { delay } => format!("pause of {} before the next attempt", human(*delay)),
         EventKind::TimerFired { timer } => format!("{timer:?} deadline passed").to_lowercase(),
         EventKind::Trouble { what, error } => format!("trouble: {what}: {error}"),
+        EventKind::StorageLost { error } => format!("the run folder is lost: {error}"),
         EventKind::GuardDied { killed, .. } => {
             format!("varcas-guard died; {} processes that it had left were killed", killed.len())
         }

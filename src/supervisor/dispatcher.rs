@@ -8,6 +8,7 @@ use super::state::Action;
 use crate::error::{Context, Failure};
 use crate::event::{Event, EventKind};
 use crate::time::{Clock, SystemClock};
+use std::io::Write as _;
 use std::sync::Arc;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
@@ -49,7 +50,11 @@ impl<'a> Dispatcher<'a> {
                 exit = code;
             }
             if self.machine.is_done() {
-                self.journal.close();
+                if !self.journal.close() {
+                    let path = self.journal.path().display();
+                    let mut told = std::io::stderr();
+                    let _ = writeln!(told, "error: {path} is incomplete: the disk did not take all of it");
+                }
                 return exit;
             }
             fact = self.next(&mut facts).await;

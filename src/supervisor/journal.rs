@@ -1,57 +1,96 @@
 //! `events.jsonl`: append, reach the disk when a state changed, read back.
 //!
 //! A journal may end in a torn line, because the machine lost power or the guard was killed in mid-write. Whatever
-//! stands before it is true, and readers stop there.
+//! stands before it is true. On a disk that refused for long, lines can be missing: then the numbers have a gap.
+
+mod scribe;
+
+pub use scribe::{Problem, Tell};
 
 use crate::event::{Event, EventKind, JOURNAL_VERSION};
-use crate::time::Stamp;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read as _, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use crate::supervisor::os;
+use crate::time::{Stamp, instant_now};
+use scribe::{Note, Scribe};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read as _, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A disk that is quicker than this is waited for, so that what was told to anybody stands in the file.
+const QUICK: Duration = Duration::from_millis(200);
+/// At the end, a slow disk is waited for, but a dead one does not hold up the exit for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The writing end. One line is one `write`, so a second writer (the keeper, after the guard's death) cannot mix in.
-/// A write survives the death of this process; to survive a power cut it must also be synced, which a slow disk can take
-/// seconds for. A thread does that, because nothing may hold up a kill.
+/// A write survives the death of this process; to survive a power cut it must also be synced. Threads do both
+/// ([`scribe`]), because nothing may hold up a kill.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    file: File,
     next_seq: u64,
-    syncer: Option<(SyncSender<()>, JoinHandle<()>)>,
+    notes: Sender<Note>,
+    written: Arc<Mutex<u64>>,
+    woken: Receiver<()>,
+    /// The disk has not caught up yet, so it is not waited for.
+    behind: bool,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Journal {
-    /// Creates the file; an existing one is an error, because it belongs to another run.
-    pub fn create(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
-        let (ask, asked) = sync_channel(1);
-        let twin = file.try_clone()?;
-        let thread = std::thread::Builder::new().name("journal-sync".to_owned()).spawn(move || {
-            while asked.recv().is_ok() {
-                // An error here comes back to the next write, which reports it.
-                drop(twin.sync_data());
-            }
-        })?;
-        Ok(Self { path: path.to_owned(), file, next_seq: 0, syncer: Some((ask, thread)) })
+    /// Creates the file; an existing one is an error, because it belongs to another run. `tell` hears what the disk does
+    /// to it, on another thread.
+    pub fn create(path: &Path, tell: Tell) -> io::Result<Self> {
+        let file = os::create_new_private(path)?;
+        let (notes, inbox) = channel();
+        let (wake, woken) = sync_channel(1);
+        let scribe = Scribe::new(path, file, tell, wake)?;
+        let written = scribe.written();
+        let thread =
+            std::thread::Builder::new().name("journal".to_owned()).spawn(move || scribe.work(&inbox))?;
+        Ok(Self {
+            path: path.to_owned(),
+            next_seq: 0,
+            notes,
+            written,
+            woken,
+            behind: false,
+            thread: Some(thread),
+        })
     }
 
-    /// Appends one event and returns it. A milestone is synced soon; samples ride along with the next one.
+    /// Appends one event and returns it; it is written when this returns, unless the disk is slow or refuses. A milestone
+    /// is synced soon; samples ride along with the next one.
     pub fn append(&mut self, at: Stamp, attempt: u32, kind: EventKind) -> io::Result<Event> {
         let event = Event { v: JOURNAL_VERSION, seq: self.next_seq, at, attempt, kind };
         let mut line = serde_json::to_vec(&event)?;
         line.push(b'\n');
-        self.file.write_all(&line)?;
         self.next_seq += 1;
-        if event.kind.is_milestone()
-            && let Some((ask, _)) = &self.syncer
-        {
-            // Full means that a sync is about to begin, which will take this line along.
-            let _ = ask.try_send(());
+        // The thread lives until it is told to end.
+        let _ = self.notes.send(Note::Line(line, event.kind.is_milestone()));
+        if self.behind {
+            self.behind = !self.is_written();
+        } else {
+            self.wait(QUICK);
         }
         Ok(event)
+    }
+
+    fn is_written(&self) -> bool {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) >= self.next_seq
+    }
+
+    fn wait(&mut self, patience: Duration) {
+        let began = instant_now();
+        while !self.is_written() {
+            let left = patience.saturating_sub(began.elapsed());
+            if left.is_zero() || self.woken.recv_timeout(left).is_err() {
+                self.behind = !self.is_written();
+                return;
+            }
+        }
     }
 
     /// Where it lies.
@@ -59,13 +98,16 @@ impl Journal {
         &self.path
     }
 
-    /// Waits until everything is durable.
-    pub fn close(&mut self) {
-        if let Some((ask, thread)) = self.syncer.take() {
-            drop(ask);
-            drop(thread.join());
-            drop(self.file.sync_data());
+    /// Waits until everything is durable. False if it is not, and will not be.
+    pub fn close(&mut self) -> bool {
+        if let Some(thread) = self.thread.take() {
+            let _ = self.notes.send(Note::End);
+            let began = instant_now();
+            while !thread.is_finished() && began.elapsed() < PATIENCE {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
+        self.is_written()
     }
 }
 
@@ -141,7 +183,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
         let clock = ManualClock::new();
-        let mut journal = Journal::create(&path).unwrap();
+        let mut journal = Journal::create(&path, Arc::new(|problem| panic!("{problem:?}"))).unwrap();
         for kind in kinds {
             clock.advance(Duration::from_micros(1_234_567));
             journal.append(clock.now(), 1, kind.clone()).unwrap();
@@ -182,6 +224,9 @@ mod tests {
     #[test]
     fn a_second_run_cannot_write_into_an_existing_journal() {
         let (_dir, path) = journal_of(&[EventKind::AttemptStarted {}]);
-        assert_eq!(Journal::create(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            Journal::create(&path, Arc::new(|_| ())).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
     }
 }

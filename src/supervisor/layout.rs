@@ -29,6 +29,11 @@ impl RunDir {
         self.root.join(".guard.lock")
     }
 
+    /// Room for the reports, taken at the beginning.
+    pub fn reserve(&self) -> PathBuf {
+        self.root.join(".reserve")
+    }
+
     /// The guard's own log.
     pub fn guard_log(&self) -> PathBuf {
         self.root.join("guard.log")

@@ -41,12 +41,15 @@ const SIGINT: i32 = 2;
 pub(super) enum Stop {
     Signal(i32),
     Deadline,
+    /// There is no place for results any more.
+    Storage,
 }
 
 impl Stop {
     pub(super) fn exit(self) -> (ExitCode, String) {
         match self {
             Self::Deadline => (ExitCode::DeadlinePassed, "the deadline for the whole run passed".to_owned()),
+            Self::Storage => (ExitCode::AttemptsFailed, "the run folder is lost".to_owned()),
             Self::Signal(signal) => {
                 let exit = if signal == SIGINT { ExitCode::Interrupted } else { ExitCode::Terminated };
                 (exit, format!("stopped by {}", signal_name(signal)))
@@ -183,6 +186,7 @@ impl Machine {
             {
                 out.push(anomaly(&self.state, input));
             }
+            EventKind::StorageLost { error } => self.on_storage_lost(now, error, &mut out),
             EventKind::TimerFired { timer: Timer::Run } => self.ask_to_stop(now, Stop::Deadline, &mut out),
             other if !other.is_fact() => {}
             other => {
@@ -531,12 +535,34 @@ impl Machine {
         };
     }
 
+    /// Windows, results and evidence have no place any more, so there is nothing to wait for; only the server must go.
+    fn on_storage_lost(&mut self, now: Duration, error: &str, out: &mut Vec<Action>) {
+        self.stop.get_or_insert(Stop::Storage);
+        let state = std::mem::replace(&mut self.state, RunState::Done);
+        let phase = state.phase();
+        let lost =
+            ending(Outcome::Stopped, format!("the run folder was lost during {phase}: {error}"), phase);
+        self.state = match state {
+            RunState::Preflight => self.close(now, lost, out),
+            RunState::Drawing | RunState::Waiting { .. } => self.finish(&lost, Stop::Storage.exit().0, out),
+            RunState::Loading { .. } | RunState::WarmUp { .. } | RunState::Measuring(_) => {
+                self.abort(now, state.ending().unwrap_or(lost), state.load_open(), out)
+            }
+            RunState::Flushing { ending, .. } | RunState::Stopping { ending, .. } => {
+                let what = format!("the run folder was lost: {error}");
+                self.kill(now, afterwards(Ending { outcome: Outcome::Degraded, ..ending }, &what), false, out)
+            }
+            other => other,
+        };
+    }
+
     fn stopped(&self, phase: Phase) -> Ending {
         let reason = match self.stop {
             Some(Stop::Signal(signal)) => {
                 format!("stopped by {} during {phase}", signal_name(signal))
             }
             Some(Stop::Deadline) => format!("the deadline for the whole run passed during {phase}"),
+            Some(Stop::Storage) => format!("the run folder was lost during {phase}"),
             None => format!("stopped during {phase}"),
         };
         ending(Outcome::Stopped, reason, phase)

@@ -329,6 +329,30 @@ pub fn poll(interests: &[Interest<'_>], timeout: Duration) -> io::Result<Vec<boo
     }
 }
 
+/// Creates a file that only we may read and append to. Nothing must have its name yet, not even a symbolic link.
+pub fn create_new_private(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().append(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Takes room for a file beyond its end, without making it longer. An error where the file system cannot or is full.
+pub fn reserve(file: &File, from: u64, length: u64) -> io::Result<()> {
+    fallocate(file, nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE, from, length)
+}
+
+/// Gives it back.
+pub fn release(file: &File, from: u64, length: u64) {
+    use nix::fcntl::FallocateFlags;
+    let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE | FallocateFlags::FALLOC_FL_PUNCH_HOLE;
+    // Where it cannot be given back, the file keeps it, which costs room and nothing else.
+    drop(fallocate(file, flags, from, length));
+}
+
+fn fallocate(file: &File, flags: nix::fcntl::FallocateFlags, from: u64, length: u64) -> io::Result<()> {
+    let number = |n: u64| libc::off_t::try_from(n).map_err(io::Error::other);
+    nix::fcntl::fallocate(file, flags, number(from)?, number(length)?).map_err(io::Error::from)
+}
+
 /// Takes the exclusive lock of a file if nobody holds it; the lock goes with the returned file. A symbolic link in the
 /// place of the file is an error: in a folder that others may write to, it could lead anywhere.
 pub fn try_lock(path: &Path) -> io::Result<Option<File>> {

@@ -272,6 +272,9 @@ impl Now {
                 self.decision = Some(Decision { retry: *retry, why: why.clone() });
             }
             EventKind::Trouble { what, error } => self.trouble = Some(format!("{what}: {error}")),
+            EventKind::StorageLost { error } => {
+                self.trouble = Some(format!("the run folder is lost: {error}"))
+            }
             EventKind::Drained { leftovers, .. } => self.left_behind = leftovers.len() as u64,
             EventKind::GuardDied { leftovers, .. } => {
                 self.guard_died = true;

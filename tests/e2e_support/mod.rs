@@ -126,10 +126,16 @@ impl Place {
 
     /// Starts the program with these arguments, `name` among them as the run folder.
     pub(crate) fn start(&self, name: &str, all: &[&str]) -> Running<'_> {
+        self.start_with(name, all, &[])
+    }
+
+    /// The same with these environment variables.
+    pub(crate) fn start_with(&self, name: &str, all: &[&str], env: &[(String, String)]) -> Running<'_> {
         let text = self.path(&format!("{name}.txt"));
         let file = File::create(&text).unwrap();
         let error = file.try_clone().unwrap();
-        let child = self.command(all).stdout(file).stderr(error).spawn().unwrap();
+        let env = env.iter().map(|(name, value)| (name, value));
+        let child = self.command(all).envs(env).stdout(file).stderr(error).spawn().unwrap();
         let id = proc::id(i32::try_from(child.id()).unwrap()).unwrap();
         Running { child, id, out: self.path(name), text, place: self }
     }
@@ -222,6 +228,11 @@ impl Running<'_> {
 
     pub(crate) fn events(&self) -> Vec<Event> {
         events(&self.out)
+    }
+
+    /// What it wrote to standard output and error so far.
+    pub(crate) fn said(&self) -> String {
+        std::fs::read_to_string(&self.text).unwrap_or_default()
     }
 
     pub(crate) fn signal(&self, signal: i32) {

@@ -10,7 +10,7 @@ use crate::event::ProcId;
 use crate::supervisor::os::{self, Interest, PidFd};
 use crate::supervisor::run_id::RunId;
 use crate::supervisor::{proc, reap};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
@@ -57,7 +57,7 @@ fn wait(spec: &KeeperSpec, keeper: ProcId) -> u8 {
     }
     let closed = reap::Abandoned::left_by(spec.clone(), keeper).close();
     for problem in &closed.problems {
-        eprintln!("varcas-guard heir: {problem}");
+        let _ = writeln!(io::stderr(), "varcas-guard heir: {problem}");
     }
     u8::from(!closed.leftovers.is_empty())
 }

@@ -36,7 +36,7 @@ pub fn main(_arguments: &[String]) -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             // Nobody listens on the socket yet or any more; the guard's terminal is the last place left.
-            eprintln!("varcas-guard keeper: {error}");
+            let _ = writeln!(io::stderr(), "varcas-guard keeper: {error}");
             ExitCode::FAILURE
         }
     }
@@ -274,6 +274,11 @@ impl Keeper {
             self.wait();
             self.line.flush();
         }
+        self.line.fill();
+        if self.line.closed {
+            // It died after it had said so, and has not cleaned up.
+            return self.guard_died();
+        }
         killed.leftovers.is_empty()
     }
 
@@ -281,7 +286,7 @@ impl Keeper {
         let Killed { killed, leftovers } = self.kill_all("the guard died");
         let closed = reap::close(&self.spec, killed, leftovers);
         for problem in &closed.problems {
-            eprintln!("varcas-guard keeper: {problem}");
+            let _ = writeln!(io::stderr(), "varcas-guard keeper: {problem}");
         }
         closed.leftovers.is_empty()
     }

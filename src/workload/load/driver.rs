@@ -5,6 +5,7 @@
 //! for the guard; a stall there must not look like a slow server.
 
 use super::compose::Recipe;
+use super::kept::Kept;
 use super::outcome::{ErrorClass, Fault, Record};
 use super::pacer::{Pacer, Shot};
 use super::ready;
@@ -21,7 +22,6 @@ use crate::event::{BenchSummary, EventKind};
 use crate::time::{instant_now, wall_now};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -83,9 +83,11 @@ pub async fn run_load(
         chars_per_token: (target.tokens.chars_per_token(), target.tokens.is_measured()),
         client: ClientHealth::default(),
         prefix_cache_hit_rate: None,
+        unrecorded: None,
     };
     let head = result::log_head(&load, &context);
-    write_file(&files.benchmark_log, &head)?;
+    Kept::start(&files.benchmark_log)?.write(&head)?;
+    let (kept_json, kept_log) = (Kept::start(&files.benchmark_json)?, Kept::start(&files.benchmark_log)?);
     let planned = load.schedule.requests.len() as u64;
     events(EventKind::LoadStarted { planned, seed: load.word_seed });
 
@@ -102,7 +104,8 @@ pub async fn run_load(
     }
     let done = thread.join().map_err(|_| "the thread that streams panicked".to_owned())??;
     if let Err(error) = done.recorded {
-        events(EventKind::Trouble { what: "write the request records".to_owned(), error });
+        events(EventKind::Trouble { what: "write the request records".to_owned(), error: error.clone() });
+        context.unrecorded = Some(error);
     }
     context.ended = wall_now();
     context.client = done.client;
@@ -116,21 +119,11 @@ pub async fn run_load(
     let totals = done.tally.finish(done.incomplete);
     let warnings = result::warnings(&load, &totals, &context);
     let json = result::json(&load, &totals, &context).map_err(|e| format!("write benchmark.json: {e}"))?;
-    write_file(&files.benchmark_json, &json)?;
+    kept_json.write(&json)?;
     let saved =
         files.benchmark_json.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    write_file(&files.benchmark_log, &(head + &result::log_tail(&totals, &warnings, &saved)))?;
+    kept_log.write(&(head + &result::log_tail(&totals, &warnings, &saved)))?;
     Ok(BenchSummary { warnings, ..totals.summary() })
-}
-
-/// Writes a whole file under its name only when it is complete.
-fn write_file(path: &Path, text: &str) -> Result<(), String> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    std::fs::write(&partial, text)
-        .and_then(|()| std::fs::rename(&partial, path))
-        .map_err(|e| format!("write {}: {e}", path.display()))
 }
 
 /// What the streaming thread needs.

@@ -37,6 +37,8 @@ pub struct Context {
     pub client: Client,
     /// Share of the prompt tokens that the server found in its prefix cache, if it says.
     pub prefix_cache_hit_rate: Option<f64>,
+    /// Why the records of single requests are incomplete, if they are.
+    pub unrecorded: Option<String>,
 }
 
 /// How the client itself fared; a client that was the bottleneck makes the numbers worthless.
@@ -271,6 +273,9 @@ pub fn warnings(load: &Spec, totals: &Totals, context: &Context) -> Vec<String> 
             "{:.0} % of the prompt tokens came from the prefix cache: were these prompts sent before?",
             rate * 100.0
         ));
+    }
+    if let Some(error) = &context.unrecorded {
+        warnings.push(format!("the records of single requests are incomplete: {error}"));
     }
     warnings
 }
