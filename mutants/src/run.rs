@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -69,7 +69,21 @@ pub fn run(scratch: &Path, jobs: &str, binaries: &[&str]) -> Result<(), String> 
         .filter(|line| line.contains(&only))
         .filter_map(|line| Some((line.split('\t').next()?.parse().ok()?, line.to_owned())))
         .collect();
-    let results: Mutex<BTreeMap<u32, (String, &'static str)>> = Mutex::default();
+    // In an order of its own, so that a run that is cut short is a sample; where it was cut, the next one goes on.
+    let mut mutants = mutants;
+    mutants.sort_by_key(|(number, _)| number.wrapping_mul(2_654_435_769));
+    let path = scratch.join("progress.tsv");
+    let before = fs::read_to_string(&path).unwrap_or_default();
+    let known: HashMap<&str, &str> =
+        before.lines().filter_map(|line| line.split_once('\t').map(|(f, l)| (l, f))).collect();
+    let results: Mutex<BTreeMap<u32, (String, String)>> = Mutex::default();
+    mutants.retain(|(number, line)| {
+        let Some(fate) = known.get(line.as_str()) else { return true };
+        results.lock().expect("no panic").insert(*number, (line.clone(), (*fate).to_owned()));
+        false
+    });
+    let progress =
+        Mutex::new(fs::OpenOptions::new().create(true).append(true).open(&path).map_err(|e| e.to_string())?);
     each(jobs, &mutants, |_, (number, line)| {
         let nobody = Vec::new();
         let tests = reached.get(number).unwrap_or(&nobody);
@@ -91,7 +105,8 @@ pub fn run(scratch: &Path, jobs: &str, binaries: &[&str]) -> Result<(), String> 
             }
             (rest, size) = (later, size * 3);
         }
-        results.lock().expect("no panic").insert(*number, (line.clone(), fate));
+        results.lock().expect("no panic").insert(*number, (line.clone(), fate.to_owned()));
+        let _ = writeln!(progress.lock().expect("no panic"), "{fate}\t{line}");
         let done = results.lock().expect("no panic").len();
         if done.is_multiple_of(100) {
             println!("{done} of {}", mutants.len());
