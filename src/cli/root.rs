@@ -96,8 +96,13 @@ pub fn main(arguments: &[String]) -> ProcessExit {
 }
 
 fn tell(failure: &Failure) -> ProcessExit {
-    complain(&failure);
+    complain(failure);
     failure.exit.into()
+}
+
+/// Says it on standard error. Nobody may be there any more, which is no reason to die.
+pub(super) fn complain(words: impl std::fmt::Display) {
+    drop(writeln!(std::io::stderr(), "{words}"));
 }
 
 fn man() -> Result<ProcessExit, Failure> {
@@ -114,9 +119,4 @@ mod tests {
     fn the_definition_of_the_command_line_is_sound() {
         Cli::command().debug_assert();
     }
-}
-
-/// Says it on standard error. Nobody may be there any more, which is no reason to die.
-pub(super) fn complain(words: impl std::fmt::Display) {
-    drop(writeln!(std::io::stderr(), "{words}"));
 }
