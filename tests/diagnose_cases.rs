@@ -3,40 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use serde::Deserialize;
+mod cases_support;
+
+use cases_support::{cases, shared};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-
-#[derive(Deserialize)]
-struct Case {
-    id: String,
-    class: String,
-    log: String,
-    decisive_line: String,
-    misleading_lines: Vec<String>,
-    outcome: String,
-    retry_helps: String,
-    provenance: String,
-}
-
-fn shared(path: &str) -> Option<PathBuf> {
-    // A checkout that lies elsewhere names the folder.
-    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let path = std::env::var_os("VARCAS_SHARED").map_or_else(beside, PathBuf::from).join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("SKIPPED: {} does not exist, nothing was checked", path.display());
-    None
-}
-
-fn cases() -> Option<Vec<Case>> {
-    let text = std::fs::read_to_string(shared("logs/cases.jsonl")?).unwrap();
-    Some(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
-}
 
 fn diagnose_text(log: &str) -> Value {
     let mut child = Command::new(env!("CARGO_BIN_EXE_varcas-guard"))

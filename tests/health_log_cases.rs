@@ -3,41 +3,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use serde::Deserialize;
-use std::path::PathBuf;
+mod cases_support;
+
+use cases_support::{Case, cases, shared};
 use std::sync::LazyLock;
 use varcas_guard::event::{Finding, Gravity, Phase};
 use varcas_guard::health::log_rules::{LogScanner, Rules};
 
 /// Building them takes a good part of a second without optimisation.
 static RULES: LazyLock<Rules> = LazyLock::new(Rules::builtin);
-
-#[derive(Deserialize)]
-struct Case {
-    id: String,
-    class: String,
-    log: String,
-    decisive_line: String,
-    misleading_lines: Vec<String>,
-    outcome: String,
-    provenance: String,
-}
-
-fn shared(path: &str) -> Option<PathBuf> {
-    // A checkout that lies elsewhere names the folder.
-    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let path = std::env::var_os("VARCAS_SHARED").map_or_else(beside, PathBuf::from).join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("SKIPPED: {} does not exist, nothing was checked", path.display());
-    None
-}
-
-fn cases() -> Option<Vec<Case>> {
-    let text = std::fs::read_to_string(shared("logs/cases.jsonl")?).unwrap();
-    Some(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
-}
 
 fn scan(rules: &Rules, text: &[u8], phase: Phase) -> Vec<Finding> {
     let mut scanner = LogScanner::new();
