@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 use varcas_guard::workload::load::arrivals::Arrivals;
-use varcas_guard::workload::load::dataset::{parse, parse_trace};
-use varcas_guard::workload::load::mix::{Length, Mix, Shape};
+use varcas_guard::workload::load::dataset::{Traced, parse, parse_trace};
+use varcas_guard::workload::load::mix::{Example, Length, Mix, Shape};
 use varcas_guard::workload::load::outcome::{ErrorClass, Fault, Record};
 use varcas_guard::workload::load::prompt::{self, TokenModel};
 use varcas_guard::workload::load::schedule::{CONTEXT_MARGIN, Schedule, clamp};
@@ -117,6 +117,22 @@ fn a_trace_says_how_many_answers_were_cut() {
     assert_eq!((schedule.clamped, schedule.duration), (2, Duration::from_millis(501)));
     let weights: Vec<_> = schedule.mix.workloads.iter().map(|w| (w.name.as_str(), w.weight)).collect();
     assert_eq!(weights, [("x", 1.0), ("trace", 1.0)]);
+}
+
+#[test]
+fn a_trace_with_a_workload_for_every_request_is_read_in_no_more_time_and_refused_beyond_their_number() {
+    let traced = |rows: u32| {
+        let row = |n| Traced {
+            at: f64::from(n) / 1e6,
+            workload: format!("w{n}"),
+            example: Example { prompt: "x".to_owned(), output: Some(1) },
+            input: 1,
+        };
+        Schedule::from_trace((0..rows).map(row).collect(), Duration::from_secs(9), 2048)
+    };
+    let all = traced(65_536).expect("as many as can be told apart");
+    assert_eq!((all.mix.workloads.len(), all.requests[65_535].workload), (65_536, 65_535));
+    assert_eq!(traced(65_537).expect_err("one more"), "the trace names more than 65536 workloads");
 }
 
 #[test]
