@@ -384,7 +384,7 @@ mod tests {
             ("load.rate = true", "must not be a boolean"),
             ("server = 1", "unknown key `server`"),
             ("load.nothing = 1", "unknown key `load.nothing`"),
-            ("lod.rate = 1", "did you mean `load.rate`?"),
+            ("rate = 1", "did you mean `load.rate`?"),
             ("profile.budget = \"x\"", "is not a share"),
             ("profile.budget = \"0%\"", "is out of range"),
         ] {

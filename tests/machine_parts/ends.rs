@@ -171,8 +171,7 @@ fn progress_samples_and_late_answers_are_no_anomalies() {
         warm(),
         spawned(),
     ]);
-    run.clean_up(0);
-    run.give_all([finished(1, 1, false), drained(), traces(1)]);
+    run.give_all([tree_gone(), finished(1, 1, false), drained(), traces(1), traces(1)]);
     run.give_all([tree_gone(), drained(), finished(1, 1, true), EventKind::EvidenceSaved { items: vec![] }]);
     assert_eq!(run.anomalies(), 0, "{:?}", run.all);
 }
