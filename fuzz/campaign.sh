@@ -32,7 +32,7 @@ job() {
   [ -f "$bin/dict/$target" ] && dict=(-dict="$bin/dict/$target")
   # The second limit is for a job that hangs where libFuzzer cannot see it.
   exec timeout -k 5 $(($3 + 60)) nice -n 19 "$bin/$target" -max_total_time="$3" -max_len="${length[$target]:-512}" -timeout=10 \
-    -rss_limit_mb=2048 -seed=$((seed + $2)) -print_final_stats=1 -verbosity=1 "${dict[@]}" -reload=30 \
+    -rss_limit_mb=2048 -report_slow_units=999 -seed=$((seed + $2)) -print_final_stats=1 -verbosity=1 "${dict[@]}" -reload=30 \
     -artifact_prefix="$out/crashes/$target-" "$out/corpus/$target" >"$out/logs/$seed-$2-$target.log" 2>&1
 }
 

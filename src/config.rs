@@ -332,6 +332,104 @@ mod tests {
     }
 
     #[test]
+    fn plans_that_contradict_themselves_are_refused_at_their_border() {
+        let wrong = |flags: &[(&'static str, &str)]| with_flags(flags).err().map(|f| f.problems.join("; "));
+        assert_eq!(wrong(&[("backoff.initial", "5s"), ("backoff.max", "5s")]), None);
+        assert!(wrong(&[("backoff.initial", "6s"), ("backoff.max", "5s")]).unwrap().contains("swap them"));
+        let runs = |run: &'static str| wrong(&[("load.duration", "60s"), ("budgets.run", run)]);
+        assert_eq!(runs("61s"), None);
+        assert!(runs("60s").unwrap().contains("leaves no room"));
+        let once = |at: &'static str| {
+            wrong(&[("load.duration", "60s"), ("profile.mode", "once"), ("profile.at", at)])
+        };
+        assert_eq!(once("10s,59s"), None);
+        assert!(once("10s,60s").unwrap().contains("not within the benchmark"));
+        assert!(wrong(&[("profile.at", "10s")]).unwrap().contains("only `--profile once`"));
+        assert!(wrong(&[("no.such", "1")]).unwrap().contains("no setting is called no.such"));
+        assert!(wrong(&[("server.model", "")]).unwrap().contains("is empty"));
+        assert!(wrong(&[("load.duration", "")]).unwrap().contains("is not a duration"));
+    }
+
+    #[test]
+    fn a_command_may_be_given_without_a_word_on_profiling_and_not_with_windows() {
+        let command = |flags: Vec<(&'static str, String)>| {
+            let rest = Some(vec!["my-server".to_owned()]);
+            plan(Plan::default(), &Given { flags, rest, ..Given::default() })
+        };
+        let kind = ("server.kind", "command".to_owned());
+        assert_eq!(command(vec![kind.clone()]).unwrap().server.extra, ["my-server"]);
+        assert!(command(vec![kind.clone(), ("profile.mode", "off".to_owned())]).is_ok());
+        let refused = command(vec![kind, ("profile.mode", "windows".to_owned())]).unwrap_err();
+        assert!(refused.problems[0].contains("pass --profile off"), "{:?}", refused.problems);
+    }
+
+    #[test]
+    fn every_kind_of_value_is_read_from_the_file_and_refused_with_its_line() {
+        let plan = with_file(
+            "[server]\nargs = [\"--dtype\", \"half\"]\nenv = { A = \"b\" }\nport-auto = true\n[profile]\nmode = \"once\"\n\
+             at = [\"30s\", \"10s\"]\nbudget = \"2.5%\"\n[load]\narrivals = \"cyclic\"\nrate = 3\n[[load.workload]]\nname = \"a\"\n\
+             weight = 2\nlist = [1.5, true]\n",
+        )
+        .unwrap();
+        assert_eq!(plan.server.extra, ["--dtype", "half"]);
+        assert_eq!((plan.server.env["A"].as_str(), plan.server.port_auto), ("b", true));
+        assert_eq!(plan.profile.at, [Duration::from_secs(10), Duration::from_secs(30)]);
+        assert_eq!((plan.profile.budget, plan.load.arrivals, plan.load.rate), (0.025, Process::Cyclic, 3.0));
+        assert_eq!(plan.load.workloads[0].line, 12);
+        let table = serde_json::json!({"name": "a", "weight": 2, "list": [1.5, true]});
+        assert_eq!(plan.load.workloads[0].table, table);
+        for (line, problem) in [
+            ("server.args = [1]", "every item must be a text in quotes"),
+            ("server.args = \"x\"", "must be a list of texts"),
+            ("server.env = { A = 1 }", "`server.env.A` must be a text in quotes"),
+            ("server.env = 1", "must be a table of texts"),
+            ("server.port-auto = 1", "must be true or false"),
+            ("profile.at = [1]", "every item must be a duration in quotes"),
+            ("load.workload = 1", "must be tables, each under [[load.workload]]"),
+            ("load.workload = [1]", "every item must be a table, not a integer"),
+            ("load.workload = [{ a = 1979-05-27 }]", "a date has no meaning here"),
+            ("load.rate = true", "must not be a boolean"),
+            ("server = 1", "unknown key `server`"),
+            ("load.nothing = 1", "unknown key `load.nothing`"),
+            ("rate = 1", "did you mean `load.rate`?"),
+            ("profile.budget = \"x\"", "is not a share"),
+            ("profile.budget = \"0%\"", "is out of range"),
+        ] {
+            let problems = with_file(&format!("\n{line}\n")).unwrap_err().problems;
+            assert!(
+                problems[0].starts_with("guard.toml:2: ") && problems[0].contains(problem),
+                "{line}: {problems:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn words_of_the_profiler_mean_what_the_readme_says() {
+        let of = |word: &'static str| with_flags(&[("profile.mode", word)]).unwrap().profile;
+        assert_eq!((of("light").budget, of("standard").budget), (0.02, 0.05));
+        let kinds = ["windows", "full", "once", "off"].map(|word| (of(word).mode, of(word).rhythm));
+        let on = ProfileMode::Windows;
+        assert_eq!(
+            kinds,
+            [
+                (on, Rhythm::Budget),
+                (on, Rhythm::Full),
+                (on, Rhythm::Once),
+                (ProfileMode::Off, Rhythm::Budget)
+            ]
+        );
+        assert_eq!(of("light").price().unwrap(), "windows may take 2 % of the engine's time");
+        assert!(of("full").price().unwrap().contains("more than half"));
+        assert!(of("once").price().unwrap().starts_with("3 windows"));
+        assert_eq!(of("off").price(), None);
+        assert_eq!((percent(0.025), percent(0.05)), ("2.5".to_owned(), "5".to_owned()));
+        for name in Process::NAMES {
+            let named = serde_json::to_value(Process::named(name)).unwrap();
+            assert_eq!(named, name);
+        }
+    }
+
+    #[test]
     fn a_plan_survives_the_journal() {
         let mut plan = Plan::default();
         plan.budgets.run = Some(Duration::from_millis(1_234_567));

@@ -486,3 +486,6 @@ fn phases_with_clocks_of_their_own_are_not_watched() {
 
 #[path = "assess_noise_tests.rs"]
 mod noise;
+
+#[path = "assess_edge_tests.rs"]
+mod edges;

@@ -216,3 +216,110 @@ fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     let (sum, count) = values.flatten().fold((0.0, 0), |(sum, count), value| (sum + value, count + 1));
     (count > 0).then(|| sum / f64::from(count))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::ProcId;
+
+    fn process(state: char, cpu_s: f64) -> ProcSample {
+        ProcSample {
+            proc: ProcId { pid: 7, start: 1 },
+            ppid: 1,
+            comm: "VLLM::EngineCor".to_owned(),
+            state,
+            cpu_s,
+            rss: 1,
+            threads: 1,
+            read_bytes: None,
+            written_bytes: None,
+            wchan: None,
+        }
+    }
+
+    fn gpu(util: u32, mem_util: Option<u32>) -> GpuSample {
+        let mem_util = match mem_util {
+            Some(value) => Reading::Value(value),
+            None => Reading::Unavailable { why: "no".to_owned() },
+        };
+        GpuSample {
+            gpu: 3,
+            util: Reading::Value(util),
+            mem_util,
+            power_w: Reading::Value(120.0),
+            mem_used: Reading::Value(1 << 30),
+            mem_total: Reading::Value(2 << 30),
+            xid: None,
+            details: None,
+        }
+    }
+
+    /// A look a second, each with the CPU seconds so far.
+    fn looks(states: &str, cpu: impl Fn(u32) -> f64) -> Signs {
+        let mut signs = Signs::default();
+        for (second, state) in (0..).zip(states.chars()) {
+            signs.processes(Duration::from_secs(second.into()), &[process(state, cpu(second))]);
+        }
+        signs
+    }
+
+    #[test]
+    fn the_rate_is_what_was_added_by_the_time_it_took() {
+        assert_eq!(looks("SSS", |second| f64::from(second) * 0.5).cpu_rate(), 0.5);
+        assert_eq!(looks("S", |_| 9.0).cpu_rate(), 0.0, "one look has no rate");
+        assert_eq!(Signs::default().cpu_rate(), 0.0);
+        // A process that ended takes its seconds along.
+        let fell = looks("SSS", |second| if second == 1 { 1.0 } else { 100.0 });
+        assert_eq!(fell.cpu_rate(), 49.5);
+    }
+
+    #[test]
+    fn what_is_busy_is_named_by_how_it_is_busy() {
+        assert_eq!(looks("SSSS", f64::from).name().kind, HangKind::HostBusy);
+        assert_eq!(looks("SSSS", |_| 0.0).name().kind, HangKind::GpuIdleHostIdle);
+        assert_eq!(looks("RRRR", |_| 0.0).name().kind, HangKind::HostBusy, "it waits for a CPU");
+        assert_eq!(looks("RSSSSSSSSS", |_| 0.0).name().kind, HangKind::GpuIdleHostIdle);
+        assert_eq!(looks("S", |_| 0.0).name().kind, HangKind::Undetermined);
+        assert_eq!(looks("STT", |_| 0.0).name().kind, HangKind::Stopped);
+        assert_ne!(looks("TTS", |_| 0.0).name().kind, HangKind::Stopped, "it runs again");
+        assert_eq!(looks("DDDD", |_| 0.0).name().kind, HangKind::DriverDead);
+        assert_ne!(looks("DDD", |_| 0.0).name().kind, HangKind::DriverDead, "too short to tell");
+        assert_ne!(looks("DDSD", |_| 0.0).name().kind, HangKind::DriverDead, "it woke up");
+    }
+
+    #[test]
+    fn a_gpu_is_judged_by_the_mean_of_some_looks() {
+        let after = |samples: &[(u32, Option<u32>)]| {
+            let mut signs = looks("SSSS", |_| 0.0);
+            for (second, (util, mem_util)) in (0..).zip(samples) {
+                signs.gpus(Duration::from_secs(second), &Reading::Value(vec![gpu(*util, *mem_util)]));
+            }
+            signs
+        };
+        let spin = after(&[(100, Some(0)); 3]);
+        assert_eq!(spin.name().kind, HangKind::GpuSpin);
+        assert!(spin.name().reasons[0].starts_with("GPU 3 is busy (100 %)"), "{:?}", spin.name());
+        assert_eq!(spin.gpu_memory(), 1 << 30);
+        assert_eq!(after(&[(100, Some(0)); 2]).name().kind, HangKind::GpuIdleHostIdle, "too few");
+        assert_eq!(after(&[(100, Some(30)); 3]).name().kind, HangKind::Undetermined, "it computes");
+        assert_eq!(after(&[(100, None); 3]).name().kind, HangKind::Undetermined, "nobody knows");
+        assert_eq!(after(&[(0, Some(0)); 3]).name().kind, HangKind::GpuIdleHostIdle);
+        assert_eq!(
+            after(&[(100, Some(0)), (0, Some(0)), (0, Some(0))]).name().kind,
+            HangKind::GpuIdleHostIdle
+        );
+    }
+
+    #[test]
+    fn only_a_driver_that_has_answered_can_fall_silent() {
+        let silent = || Reading::Unavailable { why: "no".to_owned() };
+        let mut signs = looks("SSSS", |_| 0.0);
+        (0..5).for_each(|second| signs.gpus(Duration::from_secs(second), &silent()));
+        assert_eq!(signs.name().kind, HangKind::GpuIdleHostIdle);
+        signs.gpus(Duration::from_secs(5), &Reading::Value(vec![gpu(0, Some(0))]));
+        (100..102).for_each(|second| signs.gpus(Duration::from_secs(second), &silent()));
+        assert_ne!(signs.name().kind, HangKind::DriverDead, "twice is not enough");
+        signs.gpus(Duration::from_secs(102), &Reading::Stale);
+        assert_eq!(signs.name().kind, HangKind::DriverDead);
+    }
+}

@@ -94,3 +94,52 @@ pub fn with_cause(mut ending: Ending, findings: &[Finding], clues: &[Clue]) -> E
     }
     ending
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Gravity, LoadProgress};
+
+    fn summary(completed: u64, failed: u64, cancelled: u64) -> BenchSummary {
+        let progress = LoadProgress { completed, failed, ..LoadProgress::default() };
+        BenchSummary { is_complete: true, progress, cancelled, ..BenchSummary::default() }
+    }
+
+    #[test]
+    fn a_benchmark_is_judged_by_the_share_of_all_that_was_lost() {
+        let plan = LoadPlan { max_failure_share: 0.25, ..LoadPlan::default() };
+        let verdict = |completed, failed, cancelled| benchmark(&summary(completed, failed, cancelled), &plan);
+        // Failed and cancelled count alike, and the limit itself is allowed.
+        assert_eq!(verdict(6, 1, 1).unwrap(), "the benchmark ran to its end: 6 of 8 requests succeeded");
+        assert_eq!(verdict(5, 2, 1).unwrap_err(), "3 of 8 requests failed (37.5 %, allowed are 25.0 %)");
+        assert_eq!(verdict(0, 2, 1).unwrap_err(), "none of 3 requests succeeded");
+        assert_eq!(verdict(0, 0, 0).unwrap_err(), "the benchmark sent no request");
+        let cut = BenchSummary { is_complete: false, ..summary(9, 0, 0) };
+        let told = "the benchmark was cut short after 9 requests: no reason given";
+        assert_eq!(benchmark(&cut, &plan).unwrap_err(), told);
+    }
+
+    #[test]
+    fn a_quote_is_cut_between_characters_and_says_so() {
+        let of = |text: &str| {
+            quote(&Finding {
+                rule: String::new(),
+                cause: String::new(),
+                gravity: Gravity::Fatal,
+                line: 7,
+                offset: 0,
+                text: text.to_owned(),
+                count: 1,
+                outranks: Vec::new(),
+            })
+        };
+        assert_eq!(of(" short "), "log line 7: short");
+        assert_eq!(of(&"x".repeat(300)), format!("log line 7: {}", "x".repeat(300)));
+        assert_eq!(of(&"x".repeat(301)), format!("log line 7: {} ...", "x".repeat(300)));
+        assert_eq!(of(&"\u{e9}".repeat(151)), format!("log line 7: {} ...", "\u{e9}".repeat(150)));
+        assert_eq!(
+            of(&format!("x{}", "\u{e9}".repeat(150))),
+            format!("log line 7: x{} ...", "\u{e9}".repeat(149))
+        );
+    }
+}

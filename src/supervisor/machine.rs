@@ -473,6 +473,8 @@ impl Machine {
                 | E::EvidenceSaved { .. }
                 | E::TreeGone { .. }
                 | E::Drained { .. }
+                | E::TracesCollected { .. }
+                | E::BackoffDrawn { .. }
                 | E::PreflightFinished { .. },
             ) => state,
 

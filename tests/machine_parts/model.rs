@@ -3,7 +3,6 @@
 
 use super::hang::line;
 use super::*;
-use std::collections::BTreeSet;
 use varcas_guard::cli::replay::replay;
 use varcas_guard::config::PolicyPlan;
 use varcas_guard::event::{Clue, Event, JOURNAL_VERSION, Leftover, Suspicion};
@@ -326,7 +325,12 @@ fn can_be_killed(mut machine: Machine, clock: &ManualClock) -> Result<(), TestCa
 
 /// The journal as it is written, read back.
 fn written(events: &[Event]) -> Vec<Event> {
-    events.iter().map(|event| serde_json::from_slice(&serde_json::to_vec(event).unwrap()).unwrap()).collect()
+    events
+        .iter()
+        .map(|event| {
+            serde_json::from_slice(&serde_json::to_vec(event).expect("it can be written")).expect("and read")
+        })
+        .collect()
 }
 
 proptest! {
@@ -336,15 +340,17 @@ proptest! {
     fn every_promise_holds_after_every_step(plan in plans(), moves in prop::collection::vec(moves(), 0..120)) {
         let retries = plan.retries;
         let (mut machine, clock, mut ledger) = (Machine::new(), ManualClock::new(), Ledger::default());
-        let mut asked: Vec<Action> = Vec::new();
+        let mut asked: Vec<(u32, Action)> = Vec::new();
         let mut journal: Vec<Event> = Vec::new();
         let start = Move::Happen(Box::new(started(plan)), 0);
-        let mut anomalies = BTreeSet::new();
         for (index, step) in std::iter::once(start).chain(moves).enumerate() {
+            // What an earlier attempt asked for is cancelled with it.
+            let answers = matches!(step, Move::Answer | Move::Fail(_))
+                && asked.first().is_some_and(|(attempt, _)| *attempt == machine.attempt());
             let input = match step {
                 Move::Answer | Move::Fail(_) if asked.is_empty() => continue,
-                Move::Answer => match good(&asked.remove(0)) { Some(kind) => kind, None => continue },
-                Move::Fail(how) => match bad(&asked.remove(0), how) { Some(kind) => kind, None => continue },
+                Move::Answer => match good(&asked.remove(0).1) { Some(kind) => kind, None => continue },
+                Move::Fail(how) => match bad(&asked.remove(0).1, how) { Some(kind) => kind, None => continue },
                 Move::Wake => {
                     let Some((due, timer)) = machine.next_deadline() else { continue };
                     clock.advance(due.saturating_sub(clock.now().mono));
@@ -366,8 +372,8 @@ proptest! {
                 if let Action::Conclude(kind) = action {
                     push(&mut journal, machine.attempt(), kind.clone());
                 }
-                if let Action::Conclude(EventKind::Anomaly { state, .. }) = action {
-                    anomalies.insert(state.clone());
+                if let Action::Conclude(EventKind::Anomaly { .. }) = action {
+                    prop_assert!(!answers, "an answer, even a late one, is no anomaly: {action:?}");
                     continue;
                 }
                 if let Action::Conclude(EventKind::Suspicion(_)) = action {
@@ -383,7 +389,8 @@ proptest! {
             if machine.phase() != phase && let Some((due, Timer::Phase | Timer::Backoff)) = machine.next_deadline() {
                 prop_assert!(due >= clock.now().mono, "a deadline in the past");
             }
-            asked.extend(actions.iter().filter(|action| good(action).is_some()).cloned());
+            let now_asked = actions.iter().filter(|action| good(action).is_some());
+            asked.extend(now_asked.map(|action| (machine.attempt(), action.clone())));
             if ledger.server && !ledger.killed {
                 can_be_killed(machine.clone(), &clock)?;
             }

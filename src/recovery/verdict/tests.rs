@@ -271,3 +271,68 @@ fn a_line_that_only_makes_suspicious_explains_no_failure_it_has_nothing_to_do_wi
     let events = [module, died(API, "python3", ExitHow::Code { code: 1 })];
     assert_eq!(verdict_in(Phase::Loading, &events, &slow).cause, "python-dependency-error");
 }
+
+#[test]
+fn an_undetermined_standstill_is_only_likely_and_a_named_one_is_certain() {
+    let stood = |kind| {
+        EventKind::Suspicion(Suspicion {
+            step: SuspicionStep::Act,
+            kind,
+            still: Duration::from_secs(70),
+            patience: Duration::from_secs(60),
+            reasons: vec!["x".to_owned()],
+        })
+    };
+    assert_eq!(verdict(&[stood(HangKind::Undetermined)], Outcome::Hang).confidence, Confidence::Likely);
+    assert_eq!(verdict(&[stood(HangKind::Stopped)], Outcome::Hang).confidence, Confidence::Certain);
+    assert_eq!(verdict(&[], Outcome::Hang).confidence, Confidence::Likely);
+}
+
+#[test]
+fn an_unready_log_says_so_only_if_it_was_a_start() {
+    let of = |rules: &[&str]| {
+        let mut inquiry = Inquiry::default();
+        for (line, rule) in (1..).zip(rules) {
+            inquiry.hear(Phase::Loading, &finding(rule, rule, Gravity::Harmless, line, "x"));
+        }
+        inquiry.of_log()
+    };
+    let started = of(&[lines::STARTING]);
+    assert!(started.explanation.contains("it ends before the server was ready"), "{}", started.explanation);
+    assert!(!of(&[lines::STARTING, lines::READY]).explanation.contains("it ends before"));
+    assert!(!of(&[]).explanation.contains("it ends before"));
+}
+
+#[test]
+fn failed_and_given_up_requests_count_alike() {
+    let bench = |failed, cancelled| {
+        let progress = LoadProgress { completed: 5, failed, ..LoadProgress::default() };
+        let summary = BenchSummary { is_complete: true, progress, cancelled, ..BenchSummary::default() };
+        EventKind::LoadFinished { summary: Box::new(summary) }
+    };
+    let line = finding("request-too-long", "request-too-long", Gravity::Consequence, 4, "too long");
+    for (failed, cancelled, is) in [(1, 1, true), (2, 0, true), (0, 2, true), (0, 0, false)] {
+        let seen = verdict(&[line.clone(), bench(failed, cancelled)], Outcome::Degraded);
+        assert_eq!(seen.cause == "request-too-long", is, "{failed} {cancelled}: {}", seen.cause);
+    }
+}
+
+#[test]
+fn memory_is_ruled_out_only_where_something_was_killed() {
+    let of = |how| {
+        let seen = verdict(&[died(ENGINE, "VLLM::EngineCor", how)], Outcome::Crash);
+        seen.ruled_out.iter().any(|out| out.cause == "host-oom")
+    };
+    assert!(of(SIGKILL));
+    assert!(!of(ExitHow::Signal { signal: 11, core: true }));
+    assert!(!of(ExitHow::Code { code: 1 }));
+}
+
+#[test]
+fn a_thousand_lines_are_enough() {
+    let mut inquiry = Inquiry::default();
+    for line in 0..1500 {
+        inquiry.hear(Phase::Measuring, &finding("x", "x", Gravity::Consequence, line, "x"));
+    }
+    assert_eq!(inquiry.findings().len(), MAX_FINDINGS);
+}

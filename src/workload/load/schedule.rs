@@ -8,6 +8,7 @@ use super::dataset::Traced;
 use super::mix::{Length, Mix, Shape, Template, Workload};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// Tokens kept free below the server's context, as in the user's harness: templates and special tokens are not counted.
@@ -201,16 +202,21 @@ impl Schedule {
             return Err("the trace holds no request within the duration".to_owned());
         }
         let mut workloads: Vec<Workload> = Vec::new();
+        // A trace may name a workload of its own in every line.
+        let mut places: HashMap<String, usize> = HashMap::new();
         let mut requests = Vec::with_capacity(trace.len());
         let (mut times, mut clamped) = (Vec::with_capacity(trace.len()), 0);
         for (id, row) in (0_u32..).zip(trace) {
-            let index = workloads.iter().position(|w| w.name == row.workload).unwrap_or_else(|| {
+            let index = *places.entry(row.workload).or_insert_with_key(|name| {
                 let any = Length { shape: Shape::Fixed { tokens: 1 }, min: 1, max: 1_000_000 };
                 let plain =
                     Template::parse("plain").unwrap_or_else(|_| Mix::mixed().workloads[0].template.clone());
-                workloads.push(Workload::simple(&row.workload, 0.0, any.clone(), any, plain));
+                workloads.push(Workload::simple(name, 0.0, any.clone(), any, plain));
                 workloads.len() - 1
             });
+            let Ok(place) = u16::try_from(index) else {
+                return Err(format!("the trace names more than {} workloads", u32::from(u16::MAX) + 1));
+            };
             let workload = &mut workloads[index];
             workload.weight += 1.0;
             let asked = row.example.output.unwrap_or(16);
@@ -219,7 +225,7 @@ impl Schedule {
             requests.push(Planned {
                 id,
                 at: Duration::try_from_secs_f64(row.at).map_err(|e| format!("a time of the trace: {e}"))?,
-                workload: index as u16,
+                workload: place,
                 input: row.input,
                 output,
                 example: Some(workload.examples.len() as u32),

@@ -306,6 +306,51 @@ mod tests {
         assert!(text.get("running").is_none() && text.get("events").is_none(), "{text}");
     }
 
+    #[test]
+    fn a_sample_of_three_seconds_before_still_speaks_of_a_window_and_an_older_one_does_not() {
+        for (before, seen) in [(97.0, true), (96.9, false)] {
+            let listing = listing("run", 1, INDEX, &[], &[sample(before, 2.0, 0.0)]);
+            assert_eq!(listing.windows[0].running.is_some(), seen, "{before}");
+        }
+        // A sample of the very moment it was opened, and of the moment it was closed.
+        for inside in [100.0, 100.5] {
+            let listing = listing("run", 1, INDEX, &[], &[sample(inside, 2.0, 0.0)]);
+            assert_eq!(listing.windows[0].running.map(|spread| spread.mean), Some(2.0), "{inside}");
+        }
+        let after = listing("run", 1, INDEX, &[], &[sample(100.6, 2.0, 0.0)]);
+        assert_eq!(after.windows[0].running, None);
+    }
+
+    #[test]
+    fn steps_with_one_prompt_token_are_prefill_and_an_unknown_step_leaves_all_unknown() {
+        let with = |batch: &str| {
+            let index = INDEX.replace("[[300,1,2],[0,2,2]]", batch);
+            let listing = listing("run", 1, &index, &[], &[]);
+            let first = &listing.windows[0];
+            (first.prefill_steps, first.decode_steps, first.requests.map(|spread| spread.mean))
+        };
+        assert_eq!(with("[[1,0,1],[0,2,2],[0,1,3]]"), (Some(1), Some(2), Some(2.0)));
+        assert_eq!(with("[[1,0,1],[0,null,2]]"), (None, None, None));
+        assert_eq!(with("[]"), (None, None, None));
+    }
+
+    #[test]
+    fn what_a_rank_says_of_itself_is_remembered_with_its_number() {
+        let index = "{\"event\":\"disabled\",\"rank\":2,\"pid\":7,\"t\":1.0,\"reason\":\"x\"}\n\
+            {\"event\":\"held\",\"rank\":3,\"pid\":7,\"t\":1.0,\"reason\":\"y\"}\n\
+            {\"event\":\"failed\",\"rank\":3,\"pid\":7,\"t\":1.0,\"window\":4,\"error\":\"z\"}";
+        let listing = listing("run", 1, index, &[], &[]);
+        assert_eq!(
+            listing.remarks,
+            ["rank 2: profiling switched itself off: x", "rank 3: no windows for a while: y"]
+        );
+        let only = &listing.windows[0];
+        assert_eq!(
+            (only.window, only.rank, only.state.as_str(), only.error.as_deref()),
+            (4, 3, "failed", Some("z"))
+        );
+    }
+
     proptest::proptest! {
         #[test]
         fn no_index_breaks_it(text in "(?s).{0,300}", cut in 0..INDEX.len()) {
