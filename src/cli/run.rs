@@ -2,9 +2,10 @@
 
 use super::options::{Options, rules, runtime};
 use super::report;
-use super::watching::{self, Watch, Watching};
+use super::watching::{self, Notifier, Watch, Watching};
 use crate::config::Plan;
 use crate::console::lines::{Lines, Style};
+use crate::console::watch::Messages;
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Event, EventKind, Outcome, Severity};
 use crate::recovery::report::model::Report;
@@ -43,7 +44,14 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
-    let plan = args.options.plan_with(args.watching.flags())?;
+    let mut plan = args.options.plan_with(args.watching.flags(), args.watching.notify.clone())?;
+    if args.watching.no_notify {
+        plan.notify.clear();
+    }
+    let recipients = watching::recipients(&plan)?;
+    if args.watching.notify_test {
+        return super::notify::test(&recipients);
+    }
     let rules = Arc::new(rules(&plan)?);
     let exe = std::env::current_exe().context("find this program's own file")?;
     if args.dry_run {
@@ -61,12 +69,14 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     };
     let id = RunId::new(&jiff::ZonedDateTime::now());
     let clock = SystemClock::new();
-    let mut watch = address.map(|address| address.start(&clock)).transpose()?;
+    let mut notifier = Notifier::start(&plan, recipients, &dir.notifications(), &clock)?;
+    let messages = notifier.as_ref().map_or_else(|| Arc::new(|| None) as Messages, Notifier::messages);
+    let mut watch = address.map(|address| address.start(&clock, messages)).transpose()?;
     if let Some(watch) = watch.as_ref().filter(|_| style == Style::Plain) {
         println!("live page: {}", watch.url());
     }
     let run = Run { env: watching::inherited(&plan), plan, dir: dir.clone(), id, exe, rules };
-    let code = go(Arc::new(run), style, clock, watch.as_mut())?;
+    let code = go(Arc::new(run), style, clock, watch.as_mut(), notifier.as_mut())?;
     let told = report::of_run(&dir)?;
     let report = &told.report;
     if let Err(failure) = link(&dir, report) {
@@ -82,13 +92,26 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
             eprintln!("{}", failure.hint(check.hint.clone().unwrap_or_default()));
         }
     }
+    let undelivered = notifier.map_or(0, Notifier::end);
     if style == Style::Plain {
         farewell(&dir, report);
+        if undelivered > 0 {
+            println!(
+                "notifications: {undelivered} not delivered; `varcas-guard notify --resend {}` tries again",
+                dir.root().display()
+            );
+        }
     }
     Ok(ProcessExit::from(code))
 }
 
-fn go(run: Arc<Run>, style: Style, clock: SystemClock, watch: Option<&mut Watch>) -> Result<u8, Failure> {
+fn go(
+    run: Arc<Run>,
+    style: Style,
+    clock: SystemClock,
+    watch: Option<&mut Watch>,
+    notifier: Option<&mut Notifier>,
+) -> Result<u8, Failure> {
     let path = run.dir.journal();
     let journal = Journal::create(&path).context(format_args!("create {}", path.display()))?;
     let first = EventKind::RunStarted {
@@ -106,6 +129,9 @@ fn go(run: Arc<Run>, style: Style, clock: SystemClock, watch: Option<&mut Watch>
         if let Some(watch) = watch {
             watch.beat();
             sinks.push(watch);
+        }
+        if let Some(notifier) = notifier {
+            sinks.push(notifier);
         }
         let code = Dispatcher::new(run, clock, journal, facts, sinks)?.run(first, received).await;
         handle.close();
@@ -194,7 +220,15 @@ fn put_refused_aside(dir: &RunDir) -> std::io::Result<()> {
     let free = (1..).map(|n| dir.root().join(format!("refused-{n}"))).find(|path| !path.exists());
     let aside = free.unwrap_or_else(|| dir.root().join("refused"));
     std::fs::create_dir(&aside)?;
-    for path in [dir.journal(), dir.guard_log(), dir.report_json(), dir.report_html(), dir.report_md()] {
+    let files = [
+        dir.journal(),
+        dir.guard_log(),
+        dir.report_json(),
+        dir.report_html(),
+        dir.report_md(),
+        dir.notifications(),
+    ];
+    for path in files {
         if let Some(name) = path.file_name().filter(|_| path.exists()) {
             std::fs::rename(&path, aside.join(name))?;
         }

@@ -1,4 +1,5 @@
 //! What faces a person while a run goes on. It only consumes events.
 
 pub mod lines;
+pub mod notify;
 pub mod watch;

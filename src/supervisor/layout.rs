@@ -29,6 +29,11 @@ impl RunDir {
         self.root.join(".guard.lock")
     }
 
+    /// Messages to others, and whether they arrived.
+    pub fn notifications(&self) -> PathBuf {
+        self.root.join("notifications.jsonl")
+    }
+
     /// The guard's own log.
     pub fn guard_log(&self) -> PathBuf {
         self.root.join("guard.log")

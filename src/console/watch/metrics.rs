@@ -388,10 +388,10 @@ pub const METRICS: &[Metric] = &[
 fn ttft(now: &Now, _: &Own, out: &mut Out) {
     let Some(load) = &now.load else { return };
     let p = &load.progress;
-    if p.ttft_p99_us == 0 {
+    let exact = load.summary.as_ref().filter(|summary| summary.ttft_ms.n > 0).map(|summary| summary.ttft_ms);
+    if p.ttft_p99_us == 0 && exact.is_none() {
         return;
     }
-    let exact = load.summary.as_ref().filter(|summary| summary.ttft_ms.n > 0).map(|summary| summary.ttft_ms);
     let seconds = |us: u64, ms: Option<f64>| ms.map_or(number(us) / 1e6, |ms| ms / 1e3);
     out.with(&[("quantile", "0.5")], seconds(p.ttft_p50_us, exact.map(|latency| latency.p50)));
     out.with(&[("quantile", "0.99")], seconds(p.ttft_p99_us, exact.map(|latency| latency.p99)));
@@ -475,7 +475,8 @@ mod tests {
 
     #[test]
     fn a_label_cannot_break_out() {
-        let now = Now { model: "a\"} 1\nevil 2\\".to_owned(), ..Now::default() };
+        let mut now = Now::default();
+        now.model.push_str("a\"} 1\nevil 2\\");
         let text = render(&now, &Own::default());
         assert!(text.contains(r#"model="a\"} 1\nevil 2\\""#), "{text}");
         assert!(!text.lines().any(|line| line.starts_with("evil")), "{text}");
