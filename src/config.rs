@@ -5,12 +5,15 @@ mod health;
 mod listen;
 pub mod load;
 mod profile;
+pub mod recipients;
 pub mod settings;
+pub mod values;
 
 pub use health::{HealthPlan, OnHang, Patience};
 pub use listen::{ListenPlan, TOKEN_ENV};
 pub use load::{Endpoint, LoadPlan, OwnWorkload, Process};
 pub use profile::{ONCE_AT, ProfileMode, ProfilePlan, Rhythm, percent};
+pub use recipients::{NotifyPlan, Occasion, Secret, Way, placeholders};
 
 use crate::error::{ExitCode, Failure};
 use crate::time::{opt_secs, secs};
@@ -57,6 +60,19 @@ pub struct Plan {
     /// Where the run may be watched from.
     #[serde(default, skip_serializing_if = "ListenPlan::is_default")]
     pub listen: ListenPlan,
+    /// Who is told of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notify: Vec<NotifyPlan>,
+    /// How long the end of the run waits for messages that are not delivered yet.
+    #[serde(skip, default = "notify_grace")]
+    pub notify_grace: Duration,
+    /// The tables that the former are made from.
+    #[serde(skip)]
+    pub notify_tables: Vec<OwnWorkload>,
+}
+
+fn notify_grace() -> Duration {
+    Duration::from_secs(10)
 }
 
 /// What follows from a failed attempt.
@@ -160,6 +176,9 @@ impl Default for Plan {
             backoff: BackoffPlan { initial: Duration::from_secs(5), max: Duration::from_secs(120) },
             policy: Some(PolicyPlan::default()),
             listen: ListenPlan::default(),
+            notify: Vec::new(),
+            notify_grace: notify_grace(),
+            notify_tables: Vec::new(),
         }
     }
 }
@@ -176,6 +195,8 @@ pub struct Given {
     /// Tells what is wrong with the load, and in which line of the file if that is known. Only the room that makes the load
     /// knows, so it is handed in.
     pub check_load: Option<CheckLoad>,
+    /// Who is told beside those in the file, or is told although the file switches it off.
+    pub notify: Vec<String>,
 }
 
 /// See [`Given::check_load`].
@@ -237,7 +258,10 @@ pub fn plan(defaults: Plan, given: &Given) -> Result<Plan, Failure> {
     }
     problems.extend(plan.listen.check(plan.server.port));
     let name = given.file.as_ref().map_or("guard.toml", |(name, _)| name.as_str());
-    for (line, problem) in given.check_load.map(|check| check(&plan.load)).unwrap_or_default() {
+    let (notify, wrong) = recipients::read(&std::mem::take(&mut plan.notify_tables), &given.notify);
+    plan.notify = notify;
+    let load = given.check_load.map(|check| check(&plan.load)).unwrap_or_default();
+    for (line, problem) in load.into_iter().chain(wrong) {
         problems.push(line.map_or_else(|| problem.clone(), |line| format!("{name}:{line}: {problem}")));
     }
     if problems.is_empty() { Ok(plan) } else { Err(Failure { exit: ExitCode::Usage, problems, hint: None }) }

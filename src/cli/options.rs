@@ -69,11 +69,11 @@ pub struct Options {
 impl Options {
     /// Reads the file, adds the flags, and makes one validated plan.
     pub fn plan(&self) -> Result<Plan, Failure> {
-        self.plan_with(Vec::new())
+        self.plan_with(Vec::new(), Vec::new())
     }
 
     /// The same, with the settings of further flags.
-    pub fn plan_with(&self, more: Vec<(&'static str, String)>) -> Result<Plan, Failure> {
+    pub fn plan_with(&self, more: Vec<(&'static str, String)>, notify: Vec<String>) -> Result<Plan, Failure> {
         let file = match &self.config {
             Some(path) => Some(read(path)?),
             None if PathBuf::from("guard.toml").is_file() => Some(read(&PathBuf::from("guard.toml"))?),
@@ -114,7 +114,8 @@ impl Options {
         defaults.server.python = default_python();
         let name = layout::default_run_name(&jiff::ZonedDateTime::now());
         defaults.output = PathBuf::from("output").join(name);
-        let mut plan = plan(defaults, &Given { file, flags, rest, check_load: Some(compose::check) })?;
+        let mut plan =
+            plan(defaults, &Given { file, flags, rest, check_load: Some(compose::check), notify })?;
         plan.output = std::path::absolute(&plan.output).map_err(|error| {
             Failure::new(
                 ExitCode::Usage,
@@ -147,6 +148,16 @@ impl Options {
         }
         Ok(plan)
     }
+}
+
+/// The settings of a file alone, or of ./guard.toml, for commands that start nothing.
+pub fn of_file(config: Option<&PathBuf>, notify: Vec<String>) -> Result<Plan, Failure> {
+    let file = match config {
+        Some(path) => Some(read(path)?),
+        None if PathBuf::from("guard.toml").is_file() => Some(read(&PathBuf::from("guard.toml"))?),
+        None => None,
+    };
+    plan(Plan::default(), &Given { file, notify, ..Given::default() })
 }
 
 /// The first port that nobody has, from the default on. If another takes it before the server does, the preflight says so.

@@ -1,6 +1,8 @@
 //! The one definition of the command line: help, man page and completions come from it.
 
-use super::{bench, check, diagnose, drill, reap, replay, report, run, runs, salvage, status, top, traces};
+use super::{
+    bench, check, diagnose, drill, notify, reap, replay, report, run, runs, salvage, status, top, traces,
+};
 use crate::error::{ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
@@ -46,6 +48,8 @@ enum Command {
     Traces(traces::Args),
     /// Let a simulated server fail in every known way, and see whether each failure is noticed, cleaned up and survived
     Drill(drill::Args),
+    /// Show who is told of a run, send a test message, or deliver what a run could not
+    Notify(notify::Args),
     /// Print the man page
     #[command(hide = true)]
     Man,
@@ -86,6 +90,7 @@ pub fn main(arguments: &[String]) -> ProcessExit {
         Command::Salvage(args) => return salvage::run(&args),
         Command::Traces(args) => traces::run(&args),
         Command::Drill(args) => drill::run(&args),
+        Command::Notify(args) => notify::run(&args),
         Command::Man => man(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "varcas-guard", &mut std::io::stdout());

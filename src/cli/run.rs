@@ -3,10 +3,11 @@
 use super::options::{Options, rules, runtime};
 use super::report;
 use super::root::complain;
-use super::watching::{self, Watch, Watching};
+use super::watching::{self, Notifier, Watch, Watching};
 use crate::config::Plan;
 use crate::console::lines::Style;
 use crate::console::live::Live;
+use crate::console::watch::Messages;
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Event, EventKind, Outcome, Severity};
 use crate::recovery::report::model::Report;
@@ -47,7 +48,14 @@ const REPORTS: u64 = 4 << 20;
 
 /// Runs it.
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
-    let plan = args.options.plan_with(args.watching.flags())?;
+    let mut plan = args.options.plan_with(args.watching.flags(), args.watching.notify.clone())?;
+    if args.watching.no_notify {
+        plan.notify.clear();
+    }
+    let recipients = watching::recipients(&plan)?;
+    if args.watching.notify_test {
+        return super::notify::test(&recipients);
+    }
     let rules = Arc::new(rules(&plan)?);
     let exe = std::env::current_exe().context("find this program's own file")?;
     if args.dry_run {
@@ -70,20 +78,23 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     };
     let id = RunId::new(&jiff::ZonedDateTime::now());
     let clock = SystemClock::new();
-    let mut watch = address.map(|address| address.start(&clock)).transpose()?;
+    let mut notifier = Notifier::start(&plan, recipients, &dir.notifications(), &clock)?;
+    let messages = notifier.as_ref().map_or_else(|| Arc::new(|| None) as Messages, Notifier::messages);
+    let mut watch = address.map(|address| address.start(&clock, messages)).transpose()?;
     if let Some(watch) = watch.as_ref().filter(|_| !args.json && !args.quiet) {
         complain(format_args!("live page: {}", watch.url()));
     }
     let mut live =
         Live::on_stdout(style, clock.clone()).context("start the thread that writes to the terminal")?;
     let run = Run { env: watching::inherited(&plan), plan, dir: dir.clone(), id, exe, rules };
-    let code = go(Arc::new(run), clock, &mut live, watch.as_mut())?;
+    let code = go(Arc::new(run), clock, &mut live, watch.as_mut(), notifier.as_mut())?;
     live.settle();
     drop(std::fs::remove_file(dir.reserve()));
     let told = match report::of_run(&dir) {
         Ok(told) => told,
         Err(failure) => {
             complain(failure);
+            notifier.map(Notifier::end);
             // Nothing of what the exit code 0 promises can be counted on.
             let failed = if code == 0 { ExitCode::AttemptsFailed.code() } else { code };
             return Ok(ProcessExit::from(failed));
@@ -102,12 +113,26 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
             complain(failure.hint(check.hint.clone().unwrap_or_default()));
         }
     }
+    let mut last = farewell(&dir, report);
+    let undelivered = notifier.map_or(0, Notifier::end);
+    if undelivered > 0 {
+        last.push(format!(
+            "notifications: {undelivered} not delivered; `varcas-guard notify --resend {}` tries again",
+            dir.root().display()
+        ));
+    }
     let is_for_people = matches!(live.style(), Style::Live | Style::Plain);
-    live.finish(is_for_people.then(|| farewell(&dir, report)).into_iter().flatten());
+    live.finish(is_for_people.then_some(last).into_iter().flatten());
     Ok(ProcessExit::from(code))
 }
 
-fn go(run: Arc<Run>, clock: SystemClock, live: &mut Live, watch: Option<&mut Watch>) -> Result<u8, Failure> {
+fn go(
+    run: Arc<Run>,
+    clock: SystemClock,
+    live: &mut Live,
+    watch: Option<&mut Watch>,
+    notifier: Option<&mut Notifier>,
+) -> Result<u8, Failure> {
     let (facts, received) = unbounded_channel();
     let say = facts.clone();
     let tell = move |problem| {
@@ -134,6 +159,9 @@ fn go(run: Arc<Run>, clock: SystemClock, live: &mut Live, watch: Option<&mut Wat
         if let Some(watch) = watch {
             watch.beat();
             sinks.push(watch);
+        }
+        if let Some(notifier) = notifier {
+            sinks.push(notifier);
         }
         let code = Dispatcher::new(run, clock, journal, facts, sinks)?.run(first, received).await;
         handle.close();
@@ -222,7 +250,15 @@ fn put_refused_aside(dir: &RunDir) -> std::io::Result<()> {
     let free = (1..).map(|n| dir.root().join(format!("refused-{n}"))).find(|path| !path.exists());
     let aside = free.unwrap_or_else(|| dir.root().join("refused"));
     std::fs::create_dir(&aside)?;
-    for path in [dir.journal(), dir.guard_log(), dir.report_json(), dir.report_html(), dir.report_md()] {
+    let files = [
+        dir.journal(),
+        dir.guard_log(),
+        dir.report_json(),
+        dir.report_html(),
+        dir.report_md(),
+        dir.notifications(),
+    ];
+    for path in files {
         if let Some(name) = path.file_name().filter(|_| path.exists()) {
             std::fs::rename(&path, aside.join(name))?;
         }

@@ -1,8 +1,9 @@
 //! The flags by which a run is watched from elsewhere, and what stands behind them.
 
 use super::options::environment;
-use crate::config::{Plan, TOKEN_ENV};
-use crate::console::watch::{Access, Ended, Server, Watched, random};
+use crate::config::{NotifyPlan, Plan, TOKEN_ENV};
+use crate::console::notify::{Composer, Outbox, Poster, Recipient};
+use crate::console::watch::{Access, Ended, Messages, Server, Watched, random};
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::Event;
 use crate::supervisor::dispatcher::Sink;
@@ -19,6 +20,16 @@ pub struct Watching {
     /// token (see the README)
     #[arg(long, value_name = "ADDR:PORT", allow_hyphen_values = true)]
     pub listen: Option<String>,
+    /// Tell of start, verdicts, further attempts, a near deadline and the end: an address (https://..., slack+https://...,
+    /// ntfy+https://..., mailto:...), or the name of a [[notify]] table that is switched off. May be given several times
+    #[arg(long, value_name = "URL|NAME")]
+    pub notify: Vec<String>,
+    /// Tell nobody, whatever guard.toml says
+    #[arg(long, conflicts_with_all = ["notify", "notify_test"])]
+    pub no_notify: bool,
+    /// Send one message to each who would be told, show what they answer, and start nothing
+    #[arg(long)]
+    pub notify_test: bool,
 }
 
 impl Watching {
@@ -72,11 +83,85 @@ pub fn secret_file(path: &Path) -> Result<String, String> {
     }
 }
 
+/// Those who are told, with the secrets that their variables and files hold; every one that is missing is named.
+pub fn recipients(plan: &Plan) -> Result<Vec<Recipient>, Failure> {
+    let mut problems = Vec::new();
+    let mut secret = |name: &str, given: Option<&str>, variable: Option<&str>, file: Option<&Path>| {
+        let found = match (given, variable, file) {
+            (Some(given), ..) => Ok(Some(given.to_owned())),
+            (_, Some(variable), _) => match std::env::var(variable) {
+                Ok(text) if !text.trim().is_empty() => Ok(Some(text.trim().to_owned())),
+                _ => Err(format!("{variable} is not set")),
+            },
+            (_, _, Some(file)) => secret_file(file).map(Some),
+            _ => Ok(None),
+        };
+        found.unwrap_or_else(|problem| {
+            problems.push(format!("notify `{name}`: {problem}"));
+            None
+        })
+    };
+    let mut out = Vec::new();
+    for target in &plan.notify {
+        let url = target.url.as_ref().map(crate::config::Secret::reveal);
+        let url = secret(&target.name, url, target.url_env.as_deref(), target.url_file.as_deref());
+        let token = secret(&target.name, None, target.token_env.as_deref(), target.token_file.as_deref());
+        out.push(Recipient::new(target.clone(), url, token));
+    }
+    if problems.is_empty() { Ok(out) } else { Err(Failure { exit: ExitCode::Usage, problems, hint: None }) }
+}
+
+/// The machine's name.
+pub fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// Tells others of a run.
+pub struct Notifier(Poster);
+
+impl Notifier {
+    /// Starts the thread, if anybody is to be told.
+    pub fn start(
+        plan: &Plan,
+        recipients: Vec<Recipient>,
+        outbox: &Path,
+        clock: &SystemClock,
+    ) -> Result<Option<Self>, Failure> {
+        if recipients.is_empty() {
+            return Ok(None);
+        }
+        let outbox = Outbox::open(outbox).context(format_args!("open {}", outbox.display()))?;
+        let poster =
+            Poster::start(recipients, outbox, Composer::new(host()), clock.clone(), plan.notify_grace)
+                .context("start the thread that notifies")?;
+        Ok(Some(Self(poster)))
+    }
+
+    /// Counts for `/metrics`.
+    pub fn messages(&self) -> Messages {
+        let tally = self.0.tally();
+        Arc::new(move || Some((tally.waiting(), tally.delivered())))
+    }
+
+    /// Waits within the grace for what is not delivered yet; how much still waits then.
+    pub fn end(self) -> u64 {
+        self.0.end()
+    }
+}
+
+impl Sink for Notifier {
+    fn event(&mut self, event: &Event) {
+        self.0.push(event);
+    }
+}
+
 /// The environment that the server inherits: ours, without what is only meant for us.
 pub fn inherited(plan: &Plan) -> BTreeMap<String, String> {
     let mut env = environment();
     let named = plan.listen.token_env.iter().map(String::as_str);
-    for name in named.chain([TOKEN_ENV]) {
+    for name in named.chain([TOKEN_ENV]).chain(plan.notify.iter().flat_map(NotifyPlan::variables)) {
         env.remove(name);
     }
     env
@@ -90,9 +175,9 @@ pub struct Watch {
 
 impl Claimed {
     /// Answers from now on; the clock is that of the run.
-    pub fn start(self, clock: &SystemClock) -> Result<Watch, Failure> {
+    pub fn start(self, clock: &SystemClock, messages: Messages) -> Result<Watch, Failure> {
         let watched = Watched::new(clock.clone());
-        let server = Server::start(self.listener, self.access, watched.clone(), Arc::new(|| None))
+        let server = Server::start(self.listener, self.access, watched.clone(), messages)
             .context("start the thread that shows the run")?;
         Ok(Watch { watched, server })
     }

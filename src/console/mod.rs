@@ -2,5 +2,6 @@
 
 pub mod lines;
 pub mod live;
+pub mod notify;
 pub mod top;
 pub mod watch;

@@ -34,6 +34,11 @@ impl RunDir {
         self.root.join(".reserve")
     }
 
+    /// Messages to others, and whether they arrived.
+    pub fn notifications(&self) -> PathBuf {
+        self.root.join("notifications.jsonl")
+    }
+
     /// The guard's own log.
     pub fn guard_log(&self) -> PathBuf {
         self.root.join("guard.log")

@@ -388,10 +388,10 @@ pub const METRICS: &[Metric] = &[
 fn ttft(now: &Now, _: &Own, out: &mut Out) {
     let Some(load) = &now.load else { return };
     let p = &load.progress;
-    if p.ttft_p99_us == 0 {
+    let exact = load.summary.as_ref().filter(|summary| summary.ttft_ms.n > 0).map(|summary| summary.ttft_ms);
+    if p.ttft_p99_us == 0 && exact.is_none() {
         return;
     }
-    let exact = load.summary.as_ref().filter(|summary| summary.ttft_ms.n > 0).map(|summary| summary.ttft_ms);
     let seconds = |us: u64, ms: Option<f64>| ms.map_or(number(us) / 1e6, |ms| ms / 1e3);
     out.with(&[("quantile", "0.5")], seconds(p.ttft_p50_us, exact.map(|latency| latency.p50)));
     out.with(&[("quantile", "0.99")], seconds(p.ttft_p99_us, exact.map(|latency| latency.p99)));
