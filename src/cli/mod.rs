@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod diagnose;
+pub mod explain;
 pub mod options;
 pub mod reap;
 pub mod replay;

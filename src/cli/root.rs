@@ -1,8 +1,9 @@
 //! The one definition of the command line: help, man page and completions come from it.
 
-use super::{bench, check, diagnose, reap, replay, report, run, salvage, traces};
-use crate::error::{ExitCode, Failure};
+use super::{bench, check, diagnose, explain, reap, replay, report, run, salvage, traces};
+use crate::error::{Context, ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode as ProcessExit;
 
 /// Brings a profiled vLLM benchmark home with nobody watching.
@@ -37,9 +38,14 @@ enum Command {
     Salvage(salvage::Args),
     /// List the traces of a run or of any folder, say what they show, or merge the ranks of a window
     Traces(traces::Args),
-    /// Print the man page
-    #[command(hide = true)]
-    Man,
+    /// Say what a cause, an exit code or a key of guard.toml means
+    Explain(explain::Args),
+    /// Print the man page, or write one for each command
+    Man {
+        /// Write varcas-guard.1, varcas-guard-run.1 and so on into this folder
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
     /// Print completions for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -73,7 +79,8 @@ pub fn main(arguments: &[String]) -> ProcessExit {
         Command::Bench(args) => return bench::run(args),
         Command::Salvage(args) => return salvage::run(&args),
         Command::Traces(args) => traces::run(&args),
-        Command::Man => man(),
+        Command::Explain(args) => explain::run(&args),
+        Command::Man { out } => man(out.as_deref()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "varcas-guard", &mut std::io::stdout());
             Ok(ProcessExit::SUCCESS)
@@ -87,8 +94,13 @@ fn tell(failure: &Failure) -> ProcessExit {
     failure.exit.into()
 }
 
-fn man() -> Result<ProcessExit, Failure> {
-    use crate::error::Context;
+fn man(out: Option<&Path>) -> Result<ProcessExit, Failure> {
+    if let Some(folder) = out {
+        std::fs::create_dir_all(folder).context(format_args!("make {}", folder.display()))?;
+        clap_mangen::generate_to(Cli::command(), folder)
+            .context(format_args!("write man pages into {}", folder.display()))?;
+        return Ok(ProcessExit::SUCCESS);
+    }
     clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()).context("print the man page")?;
     Ok(ProcessExit::SUCCESS)
 }
