@@ -19,7 +19,7 @@ mod common;
 use common::{rng, spans, text_per_prefix, zip};
 use rand::{Rng, RngExt};
 use serde::de::IgnoredAny;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use varcas_guard::gz::GzipWriter;
@@ -73,16 +73,6 @@ fn salvage(path: &Path) -> (Salvaged, Option<Vec<u8>>) {
         job::weave(path, &exam, &record, "trial", room, None).expect("memory takes it")
     });
     (record, output)
-}
-
-/// The texts of the events of a salvaged trace, read with serde_json, and whether the whole is strict JSON.
-fn event_texts(output: &[u8]) -> Vec<&[u8]> {
-    if let Err(error) = serde_json::from_slice::<IgnoredAny>(output) {
-        let line = output.split(|b| *b == b'\n').nth(error.line() - 1).unwrap_or_default();
-        panic!("the output is no strict JSON: {error}: {}", String::from_utf8_lossy(line));
-    }
-    std::str::from_utf8(output).expect("the output is UTF-8");
-    spans(output).into_iter().map(|span| &output[span]).collect()
 }
 
 /// The output must be strict JSON and hold exactly the whole events, in order and byte for byte; what else is in it
@@ -217,14 +207,95 @@ fn hurt(kind: &str, bytes: &[u8], rng: &mut impl Rng) -> Vec<u8> {
     out
 }
 
+/// The events of an uncut trace, to tell those of an output from others.
+struct Original<'t> {
+    text: &'t [u8],
+    spans: Vec<std::ops::Range<usize>>,
+    /// By their bytes; of several that are alike the first.
+    index: HashMap<&'t [u8], usize>,
+}
+
+impl<'t> Original<'t> {
+    fn new(text: &'t [u8]) -> Self {
+        let spans = spans(text);
+        let mut index = HashMap::new();
+        for (number, span) in spans.iter().enumerate() {
+            index.entry(&text[span.clone()]).or_insert(number);
+        }
+        Self { text, spans, index }
+    }
+
+    /// The events of an output that the original has not, compared as values, or not as often. The output must be strict JSON.
+    fn strangers(&self, output: &[u8], made_up: bool) -> Vec<String> {
+        let list = memchr::memmem::find(output, b"\"traceEvents\": [").expect("there is a list") + 16;
+        let mut rest = &output[list..];
+        // The output with a 0 for each event that is an event of the original byte for byte: strict JSON exactly if the output
+        // is, and much shorter.
+        let mut short = output[..list].to_vec();
+        let mut times = vec![0u8; self.spans.len()];
+        let (mut next, mut strangers) = (0, Vec::new());
+        loop {
+            rest = rest.trim_ascii_start();
+            let expected = self.spans.get(next).map(|span| &self.text[span.clone()]);
+            let (number, len) = if let Some(event) = expected.filter(|event| rest.starts_with(event)) {
+                (Some(next), event.len())
+            } else if rest.starts_with(b"{") {
+                let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<IgnoredAny>();
+                values.next().expect("an event").expect("strict JSON");
+                let len = values.byte_offset();
+                (self.index.get(&rest[..len]).copied(), len)
+            } else {
+                break;
+            };
+            let event = &rest[..len];
+            if let Some(number) = number {
+                next = number + 1;
+                times[number] = times[number].saturating_add(1);
+                short.push(b'0');
+            } else {
+                short.extend_from_slice(event);
+            }
+            let kind = || {
+                let value: serde_json::Value = serde_json::from_slice(event).expect("strict JSON");
+                (value["ph"].as_str().unwrap_or_default().to_owned(), value)
+            };
+            if number.is_none_or(|number| times[number] == 2) {
+                let (kind, value) = kind();
+                let given_back = made_up && ["M", "s", "f"].contains(&&*kind);
+                let alike = || {
+                    self.spans.iter().any(|span| {
+                        serde_json::from_slice::<serde_json::Value>(&self.text[span.clone()])
+                            .is_ok_and(|known| known == value)
+                    })
+                };
+                let again = number.is_some_and(|number| {
+                    // Names stand more than once in undamaged traces, too.
+                    kind != "M" && times[number] == 2
+                });
+                if !given_back && (again || (number.is_none() && !alike())) {
+                    strangers.push(format!("{}{value}", if again { "twice: " } else { "" }));
+                }
+            }
+            rest = rest[len..].trim_ascii_start();
+            if let Some(after) = rest.strip_prefix(b",") {
+                short.push(b',');
+                rest = after;
+            }
+        }
+        assert!(rest.starts_with(b"]"), "the list ends");
+        short.extend_from_slice(rest);
+        serde_json::from_slice::<IgnoredAny>(&short).expect("strict JSON");
+        strangers
+    }
+}
+
 fn damage(path: &Path, rounds: usize) {
     let text = std::fs::read(path).expect("the trace can be read");
-    let value = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).expect("strict").to_string();
-    let known: HashSet<String> = spans(&text).into_iter().map(|span| value(&text[span])).collect();
-    let total = spans(&text).len();
+    let original = Original::new(&text);
+    let total = original.spans.len();
     let raw = zip(&text);
     let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
-    let mut rng = rng(1000);
+    let mut rng = rng(std::env::var("SEED").map_or(1000, |seed| seed.parse().expect("SEED is a number")));
     let show = std::env::var_os("SHOW").is_some();
     for gzip in [false, true] {
         for kind in ["flip", "zero", "double", "remove"] {
@@ -257,22 +328,16 @@ fn damage(path: &Path, rounds: usize) {
                     None if record.status == Status::Complete && !gzip => broken,
                     None => continue,
                 };
-                let strange: Vec<String> = event_texts(&output)
-                    .into_iter()
-                    .map(value)
-                    .filter(|event| !known.contains(event))
-                    .filter(|event| {
-                        let made_up = event.contains("\"ph\":\"M\"")
-                            || event.contains("\"ph\":\"s\"")
-                            || event.contains("\"ph\":\"f\"");
-                        !(made_up && record.status == Status::Salvaged)
-                    })
-                    .collect();
+                let strange = original.strangers(&output, record.status == Status::Salvaged);
                 strange_runs += usize::from(!strange.is_empty());
                 strange_events += strange.len();
                 if show && !strange.is_empty() {
+                    if let Some(folder) = std::env::var_os("KEEP") {
+                        let name = format!("{}-{round}.json", title.replace(' ', "-"));
+                        std::fs::copy(&half, Path::new(&folder).join(name)).expect("KEEP is a folder");
+                    }
                     println!(
-                        "  {kind} round {round}: {} strange, note {}: {}",
+                        "  {title} round {round}: {} strange, {}: {}",
                         strange.len(),
                         record.note,
                         strange[0]
@@ -280,7 +345,7 @@ fn damage(path: &Path, rounds: usize) {
                 }
             }
             println!(
-                "{} {title}: {rounds} rounds, {:.1} CPU s, {statuses:?}, kept {:.1} % on average, {:.1} % at least, {strange_runs} outputs with {strange_events} events that differ",
+                "{} {title}: {rounds} rounds, {:.1} CPU s, {statuses:?}, kept {:.2} % on average, {:.1} % at least, {strange_runs} outputs with {strange_events} events that differ",
                 path.display(),
                 (cpu() - began) as f64 / 1e9,
                 kept as f64 / (rounds * total) as f64 * 100.0,

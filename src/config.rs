@@ -1,5 +1,6 @@
 //! guard.toml and flags become one validated `Plan`; after that nobody looks at flags again.
 
+pub mod defaults;
 pub mod file;
 mod health;
 mod listen;

@@ -29,6 +29,65 @@ pub enum ExitCode {
 }
 
 impl ExitCode {
+    /// Each of them.
+    pub const ALL: [Self; 10] = [
+        Self::Success,
+        Self::Usage,
+        Self::Refused,
+        Self::Bug,
+        Self::AttemptsFailed,
+        Self::Hopeless,
+        Self::Unexpected,
+        Self::DeadlinePassed,
+        Self::Interrupted,
+        Self::Terminated,
+    ];
+
+    /// What it says, for people; the README has the same words.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Success => "the benchmark ran to its end and the traces asked for are on disk",
+            Self::Usage => "the command line or guard.toml is wrong",
+            Self::Refused => {
+                "preflight refused: the port, GPU, disk or vLLM is not usable; nothing was started"
+            }
+            Self::Bug => "a bug in varcas-guard",
+            Self::AttemptsFailed => "every attempt failed; trying later may help",
+            Self::Hopeless => "failed for a reason that no retry can cure: do not requeue",
+            Self::Unexpected => "`drill`: a run was not as expected, or something was left behind",
+            Self::DeadlinePassed => "the deadline for the whole run passed",
+            Self::Interrupted => "stopped by SIGINT, after a clean stop and salvage",
+            Self::Terminated => "stopped by SIGTERM, after a clean stop and salvage",
+        }
+    }
+
+    /// What to do then.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::Success => {
+                "read report.html in the run folder; settings that were changed on the way stand there in bold"
+            }
+            Self::Usage => {
+                "the message names the flag, or the line of guard.toml; varcas-guard explain KEY says what a key takes"
+            }
+            Self::Refused => {
+                "do what the message says, then run again; varcas-guard check tries it without a start"
+            }
+            Self::Bug => "report it with the run folder",
+            Self::AttemptsFailed => {
+                "the report's verdict names the cause; a scheduler may start the job again"
+            }
+            Self::Hopeless => {
+                "the report's verdict says what to change; a scheduler must not start the job again"
+            }
+            Self::Unexpected => "the drill names each such run and the folder that it kept of it",
+            Self::DeadlinePassed => {
+                "what was measured until then is in the report; raise --deadline or lower --duration"
+            }
+            Self::Interrupted | Self::Terminated => "nothing: what was measured until then is in the report",
+        }
+    }
+
     /// The number a shell sees.
     pub const fn code(self) -> u8 {
         match self {

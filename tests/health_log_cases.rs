@@ -1,8 +1,6 @@
 //! The rules against labelled failure logs and whole server logs that lie beside the checkout. Nothing of them is
 //! copied here; without them these tests say that they did nothing.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
 mod cases_support;
 
 use cases_support::{Case, cases, shared};

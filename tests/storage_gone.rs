@@ -1,6 +1,5 @@
 //! Somebody removes the run folder, or moves it away, while the run goes on: the run stops and says so, and nothing is
 //! left alive.
-#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 mod storage_support;

@@ -79,4 +79,11 @@ fuzz_target!(|data: &[u8]| {
     assert!(value["traceEvents"].as_array().expect("a list").len() as u64 >= facts.events);
     let (again, _) = walk(&output, output.len());
     assert!(again.is_whole(), "{}", String::from_utf8_lossy(&output));
+    // What contradicts the rest is dropped in another walk: exactly that.
+    let contradicting = walker.signs.verdict();
+    let (mut sound, mut left) = (Walker::new(), Facts::default());
+    sound.signs.drop_these(&contradicting);
+    sound.feed(data, true, &mut left);
+    assert_eq!(left.events + contradicting.len() as u64, facts.events);
+    assert!(contradicting.is_empty() || sound.signs.verdict().is_empty());
 });

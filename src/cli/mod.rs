@@ -4,6 +4,7 @@ pub mod bench;
 pub mod check;
 pub mod diagnose;
 pub mod drill;
+pub mod explain;
 pub mod notify;
 pub mod options;
 pub mod reap;

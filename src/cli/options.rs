@@ -189,8 +189,15 @@ fn read(path: &PathBuf) -> Result<(String, String), Failure> {
 fn default_python() -> PathBuf {
     match std::env::var_os("VIRTUAL_ENV") {
         Some(env) if !env.is_empty() => PathBuf::from(env).join("bin/python3"),
-        _ => PathBuf::from("python3"),
+        _ => python_beside(std::env::current_exe().ok()).unwrap_or_else(|| PathBuf::from("python3")),
     }
+}
+
+/// The interpreter of the environment that `pip install` put us into, also when nobody activated it.
+fn python_beside(program: Option<PathBuf>) -> Option<PathBuf> {
+    let folder = program?.parent()?.to_owned();
+    let python = folder.join("python3");
+    (folder.parent()?.join("pyvenv.cfg").is_file() && python.is_file()).then_some(python)
 }
 
 /// Our own environment as text. A variable that is not UTF-8 cannot stand in a journal and is left out.
@@ -205,4 +212,21 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .context("start the asynchronous runtime")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_an_environment_its_own_interpreter_is_the_default() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir(path("bin")).unwrap();
+        std::fs::write(path("bin/python3"), "").unwrap();
+        let program = Some(path("bin/varcas-guard"));
+        assert_eq!(python_beside(program.clone()), None, "a folder of programs is no environment");
+        std::fs::write(path("pyvenv.cfg"), "").unwrap();
+        assert_eq!(python_beside(program), Some(path("bin/python3")));
+    }
 }

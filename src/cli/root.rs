@@ -1,11 +1,13 @@
 //! The one definition of the command line: help, man page and completions come from it.
 
 use super::{
-    bench, check, diagnose, drill, notify, reap, replay, report, run, runs, salvage, status, top, traces,
+    bench, check, diagnose, drill, explain, notify, reap, replay, report, run, runs, salvage, status, top,
+    traces,
 };
-use crate::error::{ExitCode, Failure};
+use crate::error::{Context, ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode as ProcessExit;
 
 /// Brings a profiled vLLM benchmark home with nobody watching.
@@ -50,9 +52,14 @@ enum Command {
     Drill(drill::Args),
     /// Show who is told of a run, send a test message, or deliver what a run could not
     Notify(notify::Args),
-    /// Print the man page
-    #[command(hide = true)]
-    Man,
+    /// Say what a cause, an exit code or a key of guard.toml means
+    Explain(explain::Args),
+    /// Print the man page, or write one for each command
+    Man {
+        /// Write varcas-guard.1, varcas-guard-run.1 and so on into this folder
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
     /// Print completions for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -91,7 +98,8 @@ pub fn main(arguments: &[String]) -> ProcessExit {
         Command::Traces(args) => traces::run(&args),
         Command::Drill(args) => drill::run(&args),
         Command::Notify(args) => notify::run(&args),
-        Command::Man => man(),
+        Command::Explain(args) => explain::run(&args),
+        Command::Man { out } => man(out.as_deref()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "varcas-guard", &mut std::io::stdout());
             Ok(ProcessExit::SUCCESS)
@@ -110,8 +118,13 @@ pub(super) fn complain(words: impl std::fmt::Display) {
     drop(writeln!(std::io::stderr(), "{words}"));
 }
 
-fn man() -> Result<ProcessExit, Failure> {
-    use crate::error::Context;
+fn man(out: Option<&Path>) -> Result<ProcessExit, Failure> {
+    if let Some(folder) = out {
+        std::fs::create_dir_all(folder).context(format_args!("make {}", folder.display()))?;
+        clap_mangen::generate_to(Cli::command(), folder)
+            .context(format_args!("write man pages into {}", folder.display()))?;
+        return Ok(ProcessExit::SUCCESS);
+    }
     clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()).context("print the man page")?;
     Ok(ProcessExit::SUCCESS)
 }

@@ -60,7 +60,7 @@ fn every_mistake_is_told_with_what_to_do() {
 #[test]
 fn names_switch_on_and_addresses_add() {
     let off = table(r#"{"name": "phone", "url": "https://ntfy.sh/t", "enabled": false}"#);
-    assert!(read(&[off.clone()], &[]).0.is_empty());
+    assert!(read(std::slice::from_ref(&off), &[]).0.is_empty());
     let flags = ["phone", "https://hooks.slack.com/services/x", "ntfy+https://n.example/t", "mailto:a@b"];
     let (targets, problems) = read(&[off], &flags.map(str::to_owned));
     assert!(problems.is_empty(), "{problems:?}");

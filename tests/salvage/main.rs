@@ -4,3 +4,4 @@ mod common;
 mod damage;
 mod places;
 mod prefix;
+mod seams;

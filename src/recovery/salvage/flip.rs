@@ -7,9 +7,10 @@
 //!
 //! Pure.
 
+use super::damage::Damage;
 use super::inflate::{Block, Ended, Mark, Symbol, decode, symbol};
 use super::scan::Event;
-use super::stream::{Damage, Part, Sink, Walker};
+use super::stream::{Part, Sink, Walker};
 use crate::gz::deflate::Bits;
 
 /// The search holds the text in memory; more than this is not searched.

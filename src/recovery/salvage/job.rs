@@ -1,9 +1,10 @@
 //! One trace after the other: look at every half, take the most complete, write what is worth writing.
 
+use super::damage::Damage;
 use super::facts::Facts;
 use super::places::{self, Half, InUse, OUTPUT, Trace};
 use super::source::{Belief, Distrust, Fate, Member, Source, turned};
-use super::stream::{Damage, Place, Sink, Walker};
+use super::stream::{Place, Sink, Walker};
 use super::weave::{Mark, Weaver};
 use super::write::Pending;
 use crate::event::SavedTrace;
@@ -254,6 +255,7 @@ fn walker(belief: &Belief) -> Walker {
     if belief.unnumbered {
         walker.turns.ignore();
     }
+    walker.signs.drop_these(&belief.contradicting);
     walker
 }
 
@@ -288,6 +290,13 @@ pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> 
         let more = doubts(&members, &walker.damage, &belief.distrust);
         if let Some(more) = more {
             belief.distrust.push(more);
+            continue;
+        }
+        // What a checksum covers is as it was written.
+        let proven = !members.is_empty() && members.iter().all(|member| member.fate == Fate::Sound);
+        let contradicting = if proven { Vec::new() } else { walker.signs.verdict() };
+        if !contradicting.is_empty() {
+            belief.contradicting = contradicting;
             continue;
         }
         return Ok(Exam {

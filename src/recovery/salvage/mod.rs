@@ -1,17 +1,20 @@
 //! Trace repair: nothing that reached the disk is lost. `places` finds the halves, `source` opens them (`flip` looks for
-//! the one bit that is wrong), `stream` walks through one (`scan` below it, `repair` and `turns` beside it), `facts`
+//! the one bit that is wrong), `stream` walks through one (`scan` below it, `repair`, `turns`, `signs` and `names` beside it), `facts`
 //! remembers what a cut trace lacks, `weave` makes the output, `write` puts it on the disk, `job` does one trace after the
 //! other.
 
 mod anchors;
+pub mod damage;
 pub mod facts;
 pub mod flip;
 pub mod habits;
 mod inflate;
 pub mod job;
+mod names;
 pub mod places;
 pub mod repair;
 pub mod scan;
+pub mod signs;
 pub mod source;
 pub mod stream;
 pub mod turns;

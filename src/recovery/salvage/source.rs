@@ -71,6 +71,8 @@ pub struct Belief {
     pub turned: Option<Turned>,
     /// The numbers of its events say nothing (see [`super::turns`]).
     pub unnumbered: bool,
+    /// Offsets of events that contradict the rest of the trace (see [`super::signs`]).
+    pub contradicting: Vec<u64>,
 }
 
 enum Body {

@@ -5,9 +5,11 @@
 //! Pure.
 
 use super::anchors::{LOOK_BACK, begins_line, candidates, is_event_key, next_key_line};
+use super::damage::Damage;
 use super::habits::Habits;
 use super::repair;
-use super::scan::{Cursor, ENTRY_DEPTH, EVENT_DEPTH, Event, Stop};
+use super::scan::{Cursor, ENTRY_DEPTH, EVENT_DEPTH, Event, Span, Stop};
+use super::signs::{self, Signs};
 use super::turns::Turns;
 use memchr::memmem;
 
@@ -61,25 +63,6 @@ enum Slot {
     AfterComma,
 }
 
-/// What was wrong, in counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Damage {
-    /// Offset of the first byte that is not as it should be.
-    pub first: Option<u64>,
-    /// Offset of the first byte that is wrong and could not be mended.
-    pub broken: Option<u64>,
-    /// Events and entries that were mended.
-    pub mended: u64,
-    /// Missing or surplus commas.
-    pub commas: u64,
-    /// Bytes that belong to nothing that was kept.
-    pub lost_bytes: u64,
-    /// Events of which something was there but that could not be kept.
-    pub lost_events: u64,
-    /// Entries of the document that could not be kept.
-    pub lost_entries: u64,
-}
-
 /// Answer to [`Walker::feed`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fed {
@@ -111,6 +94,8 @@ pub struct Walker {
     kineto: bool,
     /// The numbers of its events.
     pub turns: Turns,
+    /// What Kineto says twice.
+    pub signs: Signs,
     /// What was wrong so far.
     pub damage: Damage,
 }
@@ -135,6 +120,7 @@ impl Walker {
             habits: Habits::default(),
             kineto: false,
             turns: Turns::default(),
+            signs: Signs::default(),
             damage: Damage::default(),
         }
     }
@@ -179,6 +165,7 @@ impl Walker {
             match next {
                 Next::Go(to) => pos = to,
                 Next::Want { from, len } if !last => {
+                    self.signs.leave(data);
                     self.at += from as u64;
                     return Fed { used: from, want: len.max(data.len() - from + 1) };
                 }
@@ -265,7 +252,7 @@ impl Walker {
                     if event.doubled || (self.kineto && !event.placed(data)) {
                         return self.trouble(data, from, end, Stop::Bad, last, sink);
                     }
-                    if !self.kineto || self.turns.keep(&event, data, false) {
+                    if !self.kineto || self.is_sound(&event, data, from, false) {
                         sink.event(&event, data);
                     } else {
                         self.drop_event(from, end);
@@ -302,13 +289,26 @@ impl Walker {
     }
 
     /// Whether a mended event can be one that Kineto wrote badly. Only names and arguments come from outside.
-    fn may_be_written(&mut self, event: &Event, text: &[u8]) -> bool {
-        event.placed(text) && !event.cat.of(text).contains(&b'\\') && self.turns.keep(event, text, false)
+    fn may_be_written(&mut self, event: &Event, text: &[u8], from: usize) -> bool {
+        let verbatim = |field: Span| !field.of(text).contains(&b'\\');
+        let free = !signs::is_of_gpu(event.cat.of(text)) || verbatim(event.name);
+        let sound =
+            event.placed(text) && verbatim(event.cat) && free && self.is_sound(event, text, from, false);
+        self.signs.leave(text);
+        sound
+    }
+
+    /// Whether nothing else in the trace speaks against the event, which begins at `from`.
+    #[inline]
+    fn is_sound(&mut self, event: &Event, text: &[u8], from: usize, after_damage: bool) -> bool {
+        self.turns.keep(event, text, after_damage)
+            && self.signs.keep(event, text, self.at + from as u64, after_damage)
     }
 
     /// It reads well, but it is none of those that were written.
     #[cold]
     fn drop_event(&mut self, from: usize, end: usize) {
+        self.signs.gap();
         self.broken(from);
         self.damage.lost_events += 1;
         self.damage.lost_bytes += (end - from) as u64;
@@ -369,7 +369,7 @@ impl Walker {
             if let Some((mended, used)) = ends.iter().find_map(|&end| repair::event(&data[from..end])) {
                 let mut event = Event::default();
                 let read = Cursor::new(&mended, 0).event(&mut event, self.depth) && !event.doubled;
-                if read && (!self.kineto || self.may_be_written(&event, &mended)) {
+                if read && (!self.kineto || self.may_be_written(&event, &mended, from)) {
                     self.damage.mended += 1;
                     sink.event(&event, &mended);
                     self.slot = Slot::AfterValue;
@@ -400,7 +400,7 @@ impl Walker {
                         return next;
                     }
                     self.skip(&data[pos..from]);
-                    if !self.kineto || self.turns.keep(&event, data, true) {
+                    if !self.kineto || self.is_sound(&event, data, from, true) {
                         sink.event(&event, data);
                     } else {
                         self.drop_event(from, cursor.pos);
@@ -479,6 +479,7 @@ impl Walker {
                 self.kineto |= key == b"schemaVersion" || key == b"deviceProperties";
                 if key == b"salvaged" {
                     self.turns.ignore();
+                    self.signs.ignore();
                 }
                 if part == Part::Head && key == b"traceEvents" && cursor.peek() == Some(b'[') {
                     self.saw_list = true;

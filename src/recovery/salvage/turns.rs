@@ -20,7 +20,9 @@ pub struct Turns {
     aside: Option<u64>,
     /// Since the last number there was damage, so the next one may be higher.
     loose: bool,
-    /// An operator without a number, before the rule held.
+    /// Begin of the category of the last event in turn.
+    category: [u8; 8],
+    /// An event without a number among such that have one, before the rule held.
     bare: bool,
     /// Numbers out of turn.
     wrong: u32,
@@ -56,6 +58,7 @@ impl Turns {
             self.next = Some(number + 1);
             self.aside = None;
             self.loose = false;
+            self.category = begin(event.cat.of(text));
             return true;
         }
         self.out_of_turn(number, after_damage)
@@ -63,14 +66,17 @@ impl Turns {
 
     #[inline]
     fn keep_bare(&mut self, event: &Event, text: &[u8], after_damage: bool) -> bool {
-        if event.cat.of(text) != b"\"cpu_op\"" {
+        let category = begin(event.cat.of(text));
+        if category != *b"\"cpu_op\""
+            && (category == [0; 8] || category != self.category || matches!(event.phase(text), b's' | b'f'))
+        {
             return true;
         }
         if self.proven < Self::LEARN || self.bare {
             self.bare = true;
             return true;
         }
-        // The head of an operator before the end of something else.
+        // The head of a numbered event before the end of something else.
         self.loose = true;
         self.wrong += u32::from(!after_damage);
         false
@@ -98,6 +104,11 @@ impl Turns {
         self.wrong += u32::from(!loose && !goes_on);
         false
     }
+}
+
+#[inline]
+fn begin(category: &[u8]) -> [u8; 8] {
+    category.first_chunk().copied().unwrap_or_default()
 }
 
 /// The number at the end of `args`.

@@ -8,9 +8,8 @@ use super::read::read;
 use super::summary::{Aggregate, Place};
 use super::windows::{INDEX, parse_name};
 use crate::event::ProfileSummary;
-use flate2::Compression;
+use crate::gz::{self, GzipWriter};
 use flate2::bufread::MultiGzDecoder;
-use flate2::write::GzEncoder;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -19,7 +18,6 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 const CHUNK: usize = 256 * 1024;
-const LEVEL: u32 = 4;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const SALVAGED: &str = ".salvaged.pt.trace.json.gz";
 
@@ -201,7 +199,7 @@ pub fn merge_window(folder: &Path, window: u32, out: Option<&Path>) -> Result<(P
     let target = out.map_or_else(|| folder.join(&name), Path::to_owned);
     let beside = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new().prefix(".merged-").suffix(".tmp").tempfile_in(beside)?;
-    let mut packed = GzEncoder::new(BufWriter::with_capacity(CHUNK, &mut file), Compression::new(LEVEL));
+    let mut packed = GzipWriter::new(BufWriter::with_capacity(CHUNK, &mut file), gz::LEVEL, gz::workers())?;
     let merged = merge(&parts, name.trim_end_matches(".gz"), &mut packed)?;
     packed.finish()?.flush()?;
     file.as_file().sync_all()?;

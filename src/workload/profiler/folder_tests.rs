@@ -1,4 +1,6 @@
 use super::*;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::json;
 use tempfile::TempDir;
 

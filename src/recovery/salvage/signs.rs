@@ -1,0 +1,424 @@
+//! What Kineto says twice, and must say the same both times. Where bytes went missing or came twice, the halves of two events can
+//! read well together; torch's numbers give that away ([`super::turns`]) except in what torch does not number: kernels, copies,
+//! runtime calls, arrows. Of those Kineto repeats so much that a seam contradicts it:
+//!
+//! - an arrow stands right behind the event that it belongs to, with the same process, thread and time, and with its correlation as
+//!   id;
+//! - times have three decimals, and all of a trace about the same length;
+//! - a kernel, a copy, a call has all its `args`, each once;
+//! - a call has one number (`cbid`), which has one name; a kernel's name is a name ([`super::names`]);
+//! - no event comes twice.
+//!
+//! The walk only takes notes. What they come to is asked at its end, when it is known what this trace does everywhere else: a rule
+//! speaks only if the trace keeps it, but for very few places, and the event of such a place is dropped in another reading. So
+//! nothing is lost of a trace that was written in another way, and where it cannot be known which of two is wrong, both go.
+//!
+//! Pure.
+
+use super::names::{Calls, Categories, Names};
+use super::scan::{Event, Span};
+use memchr::memmem::{self, Finder};
+
+/// No single damage breaks a rule in more places.
+const MOST_WRONG: u32 = 8;
+/// Places that keep a rule for each that breaks it.
+const LEARN: u32 = 32;
+/// Events of one damage.
+const MOST_EVENTS: usize = 1 << 16;
+/// Events at the begin of a trace whose numbers nobody checks yet.
+const UNPROVEN: u32 = 64;
+/// Events that are remembered, to see what comes twice.
+const REMEMBERED: usize = 4096;
+
+/// A rule, and where it was broken.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rule {
+    kept: u32,
+    wrong: u32,
+    events: Vec<u64>,
+}
+
+impl Rule {
+    pub(super) fn kept(&mut self) {
+        self.kept = self.kept.saturating_add(1);
+    }
+
+    #[cold]
+    pub(super) fn broken(&mut self, events: impl IntoIterator<Item = u64>) {
+        self.wrong = self.wrong.saturating_add(1);
+        if self.wrong <= MOST_WRONG {
+            self.events.extend(events);
+        }
+    }
+
+    /// The rule is not one of this trace.
+    #[cold]
+    fn void(&mut self) {
+        self.wrong = u32::MAX;
+        self.events = Vec::new();
+    }
+
+    /// The events to drop.
+    pub(super) fn verdict(&self) -> &[u64] {
+        let holds = self.wrong <= MOST_WRONG && self.kept / LEARN >= self.wrong;
+        if holds { &self.events } else { &[] }
+    }
+}
+
+/// The event that the next arrow belongs to.
+#[derive(Debug, Clone, Default)]
+struct Owner {
+    at: Option<u64>,
+    /// Where its fields lie, in the text at hand or in what was kept of it.
+    fields: Event,
+    kept: Option<Vec<u8>>,
+}
+
+impl Owner {
+    /// Whether the arrow is at its place and time, and has its correlation.
+    fn has(&self, arrow: &Event, text: &[u8], keys: &Keys) -> bool {
+        let own = self.kept.as_deref().unwrap_or(text);
+        let pairs = [(self.fields.pid, arrow.pid), (self.fields.tid, arrow.tid), (self.fields.ts, arrow.ts)];
+        let there = pairs.iter().all(|(mine, its)| mine.of(own) == its.of(text));
+        let linked = || {
+            let number = value(self.fields.args.of(own), &keys.correlation);
+            number.is_empty() || number == arrow.id.of(text)
+        };
+        there && (arrow.cat.of(text) != b"\"ac2g\"" || linked())
+    }
+}
+
+/// Two keys, ready to be looked for.
+#[derive(Debug, Clone)]
+struct Keys {
+    correlation: Finder<'static>,
+    cbid: Finder<'static>,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { correlation: Finder::new("\"correlation\": "), cbid: Finder::new("\"cbid\": ") }
+    }
+}
+
+/// The notes of a walk, or what an earlier one came to.
+#[derive(Debug, Clone, Default)]
+pub struct Signs {
+    off: bool,
+    /// Offsets of the events to drop, in order, and how many of them passed by.
+    drop: Vec<u64>,
+    dropped: usize,
+    owner: Owner,
+    arrows: Rule,
+    decimals: Rule,
+    /// For each length of a time how often, and where last.
+    lengths: [(u32, u64); 32],
+    args: [Args; KINDS.len()],
+    calls: Calls,
+    names: Names,
+    categories: Categories,
+    seen: Seen,
+    keys: Keys,
+}
+
+/// What is to be known of the events of a category.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// torch numbers them.
+    Numbered,
+    /// One of `KINDS`.
+    Gpu(usize),
+    /// No more than that they come once.
+    Other,
+}
+
+impl Kind {
+    pub(super) fn of(category: &[u8]) -> Self {
+        let numbered: [&[u8]; 4] =
+            [b"\"cpu_op\"", b"\"user_annotation\"", b"\"python_function\"", b"\"cpu_instant_event\""];
+        match KINDS.iter().position(|(name, _)| *name == category) {
+            Some(kind) => Self::Gpu(kind),
+            None if numbered.contains(&category) => Self::Numbered,
+            None => Self::Other,
+        }
+    }
+}
+
+/// Categories of what a GPU did or was told, and what Kineto always writes into their `args`, in its order.
+const KINDS: [(&[u8], &[&[u8]]); 5] = [
+    (
+        b"\"kernel\"",
+        &[
+            b"\"queued\"",
+            b"\"device\"",
+            b"\"context\"",
+            b"\"stream\"",
+            b"\"correlation\"",
+            b"\"registers per thread\"",
+            b"\"shared memory\"",
+            b"\"blocks per SM\"",
+            b"\"warps per SM\"",
+            b"\"grid\"",
+            b"\"block\"",
+            b"\"est. achieved occupancy %\"",
+        ],
+    ),
+    (b"\"cuda_runtime\"", &[b"\"cbid\"", b"\"correlation\""]),
+    (b"\"cuda_driver\"", &[b"\"cbid\"", b"\"correlation\""]),
+    (b"\"gpu_memcpy\"", &[b"\"device\"", b"\"context\"", b"\"stream\"", b"\"correlation\"", b"\"bytes\""]),
+    (b"\"gpu_memset\"", &[b"\"device\"", b"\"context\"", b"\"stream\"", b"\"correlation\"", b"\"bytes\""]),
+];
+
+/// Whether events of the category have names that no user chose.
+pub(super) fn is_of_gpu(category: &[u8]) -> bool {
+    matches!(Kind::of(category), Kind::Gpu(_))
+}
+
+/// The `args` of a category.
+#[derive(Debug, Clone, Default)]
+struct Args {
+    rule: Rule,
+    /// Quotes in the `args` before, which had everything: what has as many needs no closer look.
+    quotes: usize,
+}
+
+impl Args {
+    fn note(&mut self, keys: &[&[u8]], args: &[u8], at: u64) {
+        let quotes = memchr::memchr_iter(b'"', args).count();
+        if quotes == self.quotes && quotes > 0 {
+            self.rule.kept();
+        } else if each_once(keys, args) {
+            self.quotes = quotes;
+            self.rule.kept();
+        } else {
+            self.rule.broken([at]);
+        }
+    }
+}
+
+/// Whether all keys are there, in this order, and none a second time.
+fn each_once(keys: &[&[u8]], args: &[u8]) -> bool {
+    let mut rest = args;
+    keys.iter().all(|key| {
+        let Some(at) = memmem::find(rest, key) else { return false };
+        rest = &rest[at + key.len()..];
+        memmem::find_iter(args, key).nth(1).is_none()
+    })
+}
+
+/// The last events, by a hash.
+#[derive(Debug, Clone, Default)]
+struct Seen {
+    /// Hash and turn.
+    slots: Vec<(u64, u64)>,
+    turn: u64,
+    rule: Rule,
+    /// The event before.
+    before: Option<u64>,
+    /// How far back those lie that come again now, and how many did.
+    run: Option<(u64, u64)>,
+}
+
+impl Seen {
+    fn note(&mut self, part: Span, text: &[u8], at: u64) {
+        let hash = hash(part.of(text));
+        if self.slots.is_empty() {
+            self.slots.resize(REMEMBERED, (0, 0));
+        }
+        self.turn += 1;
+        let slot = &mut self.slots[hash as usize % REMEMBERED];
+        let back = (slot.0 == hash).then(|| self.turn - slot.1);
+        *slot = (hash, self.turn);
+        match (back, self.run) {
+            (None, _) => self.run = None,
+            (Some(back), Some((same, count))) if back == same => {
+                self.run = Some((back, count + 1));
+                self.rule.events.push(at);
+                // A block comes twice. What comes again and again is no block, but a trace of a kind of its own.
+                if count == back || self.rule.events.len() > MOST_EVENTS {
+                    self.rule.void();
+                }
+            }
+            (Some(back), _) => {
+                // The block that came twice begins within the event before, which therefore ends like another.
+                self.rule.broken(self.before.into_iter().chain([at]));
+                self.run = Some((back, 1));
+            }
+        }
+        self.before = Some(at);
+    }
+}
+
+impl Signs {
+    /// Takes no notes and drops nothing.
+    pub fn ignore(&mut self) {
+        self.off = true;
+    }
+
+    /// Drops the events that begin at these offsets.
+    pub fn drop_these(&mut self, events: &[u64]) {
+        self.drop = events.to_vec();
+    }
+
+    /// Something is missing before the next event.
+    pub fn gap(&mut self) {
+        self.owner.at = None;
+        self.seen.before = None;
+    }
+
+    /// Whether the event may be kept. `at` is its offset in the trace.
+    #[inline]
+    pub fn keep(&mut self, event: &Event, text: &[u8], at: u64, after_damage: bool) -> bool {
+        if self.off {
+            return true;
+        }
+        if !self.drop.is_empty() {
+            return self.is_sound(at);
+        }
+        if after_damage {
+            self.gap();
+        }
+        self.note(event, text, at);
+        true
+    }
+
+    fn is_sound(&mut self, at: u64) -> bool {
+        while self.drop.get(self.dropped).is_some_and(|event| *event < at) {
+            self.dropped += 1;
+        }
+        self.drop.get(self.dropped) != Some(&at)
+    }
+
+    fn note(&mut self, event: &Event, text: &[u8], at: u64) {
+        let (ts, dur) = (event.ts.of(text), event.dur.of(text));
+        self.time(ts, at);
+        self.seen.rule.kept();
+        if event.dur.present() && !three_decimals(dur) {
+            self.decimals.broken([at]);
+        }
+        let phase = event.phase(text);
+        if matches!(phase, b's' | b'f') {
+            self.arrow(event, text, at);
+            return;
+        }
+        self.owner.at = Some(at);
+        self.owner.fields = *event;
+        self.owner.kept = None;
+        match phase {
+            b'X' => self.work(event, text, at),
+            b'i' if Kind::of(event.cat.of(text)) != Kind::Numbered => self.seen.note(event.all, text, at),
+            _ => {}
+        }
+        self.seen.before = Some(at);
+    }
+
+    /// The text at hand goes away.
+    pub fn leave(&mut self, text: &[u8]) {
+        if self.owner.at.is_some() && self.owner.kept.is_none() {
+            let all = self.owner.fields.all;
+            let fields = &mut self.owner.fields;
+            for field in [&mut fields.pid, &mut fields.tid, &mut fields.ts, &mut fields.args] {
+                if field.present() {
+                    *field = field.relative(all.from);
+                }
+            }
+            self.owner.kept = Some(all.of(text).to_vec());
+        }
+    }
+
+    #[inline]
+    fn time(&mut self, ts: &[u8], at: u64) {
+        if three_decimals(ts) {
+            self.decimals.kept();
+        } else {
+            self.decimals.broken([at]);
+        }
+        let length = &mut self.lengths[ts.len().min(31)];
+        *length = (length.0.saturating_add(1), at);
+    }
+
+    fn arrow(&mut self, event: &Event, text: &[u8], at: u64) {
+        self.seen.note(event.all, text, at);
+        match self.owner.at {
+            Some(_) if self.owner.has(event, text, &self.keys) => self.arrows.kept(),
+            Some(owner) => self.arrows.broken([owner, at]),
+            None => {}
+        }
+    }
+
+    /// A stretch of time on a thread or on a GPU.
+    fn work(&mut self, event: &Event, text: &[u8], at: u64) {
+        let kind = self.categories.note(event.cat.of(text), at);
+        let (name, args) = (event.name.of(text), event.args.of(text));
+        if let Kind::Gpu(kind) = kind {
+            self.args[kind].note(KINDS[kind].1, args, at);
+            match kind {
+                0 => self.names.note(name, args, at),
+                1 | 2 => self.calls.note(kind, value(args, &self.keys.cbid), name, at),
+                _ => {}
+            }
+        }
+        if kind == Kind::Numbered && self.seen.rule.kept > UNPROVEN {
+            return;
+        }
+        // Time, length and `args`: the name may be long.
+        self.seen.note(Span { from: event.ts.from, to: event.all.to }, text, at);
+    }
+
+    /// Where the events begin that contradict what is said elsewhere, in order.
+    pub fn verdict(&self) -> Vec<u64> {
+        if self.off || !self.drop.is_empty() {
+            return Vec::new();
+        }
+        let mut events = [&self.arrows, &self.decimals, &self.seen.rule].map(Rule::verdict).concat();
+        events.extend(self.args.iter().flat_map(|args| args.rule.verdict()));
+        events.extend(self.odd_lengths());
+        events.extend(self.calls.verdict());
+        events.extend(self.names.verdict());
+        events.extend(self.categories.verdict());
+        events.sort_unstable();
+        events.dedup();
+        events
+    }
+
+    /// Times that are digits shorter or longer than every other one: a clock passes lengths one after the other.
+    fn odd_lengths(&self) -> impl Iterator<Item = u64> + '_ {
+        let all: u64 = self.lengths.iter().map(|(count, _)| u64::from(*count)).sum();
+        self.lengths
+            .iter()
+            .enumerate()
+            .filter(move |(len, (count, _))| {
+                let near = len.saturating_sub(1)..(len + 2).min(self.lengths.len());
+                let neighbours: u32 = self.lengths[near].iter().map(|(count, _)| count).sum();
+                *count == 1 && neighbours == 1 && all > u64::from(LEARN)
+            })
+            .map(|(_, (_, at))| *at)
+    }
+}
+
+#[inline]
+fn three_decimals(number: &[u8]) -> bool {
+    matches!(number, [.., b'.', _, _, _])
+}
+
+/// The digits behind a key.
+fn value<'a>(args: &'a [u8], key: &Finder<'_>) -> &'a [u8] {
+    let Some(at) = key.find(args) else { return &[] };
+    let rest = &args[at + key.needle().len()..];
+    &rest[..rest.iter().take_while(|byte| byte.is_ascii_digit()).count()]
+}
+
+/// A quick hash. Whoever makes two events alike loses one of them, and that only if the trace is damaged nowhere else.
+#[inline]
+pub(super) fn hash(text: &[u8]) -> u64 {
+    const FACTOR: u64 = 0xa076_1d64_78bd_642f;
+    let (words, rest) = text.as_chunks::<8>();
+    let add = |sum: u64, word: [u8; 8]| {
+        sum.rotate_left(23).wrapping_add(u64::from_le_bytes(word).wrapping_mul(FACTOR))
+    };
+    let mut end = [0; 8];
+    end[..rest.len()].copy_from_slice(rest);
+    let sum = add(words.iter().fold(text.len() as u64, |sum, word| add(sum, *word)), end);
+    let product = u128::from(sum) * u128::from(FACTOR);
+    (product as u64) ^ (product >> 64) as u64
+}
