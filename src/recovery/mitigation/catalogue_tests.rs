@@ -146,3 +146,42 @@ fn what_nothing_can_cure_changes_nothing() {
         assert!(of(cause, "", &[], 1).is_empty() && of(cause, "", &[], 3).is_empty(), "{cause}");
     }
 }
+
+#[test]
+fn collectives_become_plain_only_where_there_are_several_gpus() {
+    let twice = |extra: &[&str]| of("nccl-error", "", extra, 2);
+    let all_reduce = "--disable-custom-all-reduce ".to_owned();
+    for extra in [&["--tensor-parallel-size", "2"][..], &["-tp", "2"]] {
+        assert!(twice(extra).contains(&all_reduce), "{extra:?}: {:?}", twice(extra));
+    }
+    assert!(!twice(&[]).contains(&all_reduce), "one GPU");
+    assert!(
+        !twice(&["-tp", "2", "--disable-custom-all-reduce"]).contains(&all_reduce),
+        "it is there already"
+    );
+    let once = of("nccl-error", "", &["-tp", "2"], 1);
+    assert!(!once.contains(&all_reduce) && !once.is_empty(), "first instruments: {once:?}");
+}
+
+#[test]
+fn each_remaining_cause_has_its_change() {
+    assert_eq!(of("triton-ptx-error", "", &["--no-enforce-eager"], 1).len(), 1);
+    let queues = of("shm-exhausted", "", &[], 1);
+    assert_eq!(queues, ["NCCL_SHM_DISABLE 1", "VLLM_MQ_MAX_CHUNK_BYTES_MB 4"]);
+    assert_eq!(of("undetermined", "", &[], 1), Vec::<String>::new(), "once nothing is changed");
+    assert_eq!(of("undetermined", "", &[], 2), ["VLLM_LOGGING_LEVEL DEBUG"]);
+    let mut raised = plan(&[]);
+    raised.server.raise_open_files = true;
+    assert!(changes("too-many-open-files", "", &raised, &ServerFacts::default(), 1).is_empty());
+    let other = of("flashinfer-jit-failure", "", &["--attention-backend", "TRITON_ATTN"], 1);
+    assert!(!other.iter().any(|change| change.contains("attention")), "{other:?}");
+}
+
+#[test]
+fn windows_of_four_steps_are_halved_and_shorter_ones_go() {
+    for (steps, change) in [(4, "profile.budget 0.025"), (3, "profile.mode off")] {
+        let mut plan = plan(&[]);
+        plan.profile.window_steps = steps;
+        assert_eq!(changes("disk-full", "", &plan, &ServerFacts::default(), 1)[0], change);
+    }
+}

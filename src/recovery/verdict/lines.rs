@@ -357,3 +357,7 @@ pub fn consequences<'a>(findings: &'a [Finding], decisive: Option<&Finding>) -> 
     }
     out
 }
+
+#[cfg(test)]
+#[path = "lines_tests.rs"]
+mod tests;

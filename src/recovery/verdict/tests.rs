@@ -336,3 +336,6 @@ fn a_thousand_lines_are_enough() {
     }
     assert_eq!(inquiry.findings().len(), MAX_FINDINGS);
 }
+
+#[path = "edge_tests.rs"]
+mod edges;
