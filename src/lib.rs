@@ -14,7 +14,7 @@
 //! # Map and dependency rule
 //!
 //! `main -> cli -> supervisor, recovery, workload, health, console`; these five use [`event`], [`time`], [`config`],
-//! [`error`] and [`gz`] (salvage and windows both compress, and neither may use the other). `recovery`, `health`,
+//! [`error`], [`redact`] and [`gz`] (salvage and windows both compress, and neither may use the other). `recovery`, `health`,
 //! `workload` and `console` never use `supervisor` or each other: what one needs of another arrives as an event.
 //! `tests/architecture.rs` holds this.
 //!
@@ -39,6 +39,8 @@ pub mod gz;
 pub mod health;
 /// Verdict, second tries, salvage, report.
 pub mod recovery;
+/// Keeps secrets out of what is written.
+pub mod redact;
 /// State machine, dispatcher, keeper, journal.
 pub mod supervisor;
 /// Clocks.

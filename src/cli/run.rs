@@ -6,8 +6,8 @@ use crate::config::Plan;
 use crate::console::lines::{Lines, Style};
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Event, EventKind, Outcome, Severity};
-use crate::health::log_rules::Rules;
 use crate::recovery::report::model::Report;
+use crate::redact::Redactor;
 use crate::supervisor::dispatcher::{Dispatcher, Sink};
 use crate::supervisor::journal::{self, Journal, Problem};
 use crate::supervisor::layout::{RunDir, SEED_NAMES};
@@ -16,6 +16,8 @@ use crate::supervisor::run_id::RunId;
 use crate::supervisor::{os, proc, reap};
 use crate::time::SystemClock;
 use crate::workload::server::{self, Places, RunMark};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Stdout, Write as _, stderr, stdout};
 use std::path::{Path, PathBuf};
@@ -51,7 +53,7 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
         return dry_run(&plan, &exe, args.json);
     }
     let dir = RunDir::new(&plan.output);
-    let _lock = claim(&dir)?;
+    let (_lock, umask) = claim(&dir)?;
     let _log = own_log(&dir);
     // The report is what is wanted most of a run that filled the disk.
     if let Ok(file) = os::create_new_private(&dir.reserve()) {
@@ -64,7 +66,10 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
         _ => Style::Plain,
     };
     let id = RunId::new(&jiff::ZonedDateTime::now());
-    let code = go(&plan, &dir, id, exe, rules, style)?;
+    let env = environment();
+    let redactor = Arc::new(redactor(&plan, &env));
+    let run = Run { plan, dir: dir.clone(), id, exe, env, rules, redactor, umask: Some(umask) };
+    let code = go(run, style)?;
     drop(std::fs::remove_file(dir.reserve()));
     let told = match report::of_run(&dir) {
         Ok(told) => told,
@@ -91,14 +96,13 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     Ok(ProcessExit::from(code))
 }
 
-fn go(
-    plan: &Plan,
-    dir: &RunDir,
-    id: RunId,
-    exe: PathBuf,
-    rules: Arc<Rules>,
-    style: Style,
-) -> Result<u8, Failure> {
+fn redactor(plan: &Plan, env: &BTreeMap<String, String>) -> Redactor {
+    let given = env.iter().chain(&plan.server.env).map(|(name, value)| (name.as_str(), value.as_str()));
+    Redactor::new(given, &plan.server.extra)
+}
+
+fn go(run: Run, style: Style) -> Result<u8, Failure> {
+    let dir = &run.dir;
     let clock = SystemClock::new();
     let (facts, received) = unbounded_channel();
     let say = facts.clone();
@@ -112,12 +116,12 @@ fn go(
     let journal = Journal::create(&dir.journal(), Arc::new(tell))
         .context(format_args!("create {}", dir.journal().display()))?;
     let first = EventKind::RunStarted {
-        run_id: id.as_str().to_owned(),
+        run_id: run.id.as_str().to_owned(),
         guard_version: env!("CARGO_PKG_VERSION").to_owned(),
         guard: proc::own_id(),
-        plan: Box::new(plan.clone()),
+        plan: Box::new(run.plan.clone()),
     };
-    let run = Arc::new(Run { plan: plan.clone(), dir: dir.clone(), id, exe, env: environment(), rules });
+    let run = Arc::new(run);
     let mut console = Console { lines: Lines::new(stdout(), style) };
     let mut log = Log;
     runtime()?.block_on(async {
@@ -183,7 +187,8 @@ fn own_log(dir: &RunDir) -> Option<tracing_appender::non_blocking::WorkerGuard> 
 }
 
 /// Makes the folder ours: it must hold no older run and no live one. Nothing in it is touched otherwise.
-fn claim(dir: &RunDir) -> Result<File, Failure> {
+/// New files are private from here on; the mask before comes back with the lock.
+fn claim(dir: &RunDir) -> Result<(File, u32), Failure> {
     let check = output_check(dir.root());
     if check.severity == Severity::Refuse {
         return Err(Failure::new(ExitCode::Refused, check.saw).hint(check.hint.unwrap_or_default()));
@@ -192,11 +197,14 @@ fn claim(dir: &RunDir) -> Result<File, Failure> {
         Failure::new(ExitCode::Refused, format!("cannot use {} as run folder: {error}", dir.root().display()))
             .hint("give an OUTPUT_DIR that you may write to")
     };
+    // What lies above is made as the user makes folders; the run folder itself is nobody else's business.
+    std::fs::create_dir_all(dir.root().parent().unwrap_or(dir.root())).map_err(refused)?;
+    let umask = os::make_new_files_private();
     std::fs::create_dir_all(dir.root()).map_err(refused)?;
     match os::try_lock(&dir.lock()).map_err(refused)? {
         Some(lock) => {
             put_refused_aside(dir).map_err(refused)?;
-            Ok(lock)
+            Ok((lock, umask))
         }
         None => Err(live(dir.root())),
     }
@@ -242,6 +250,9 @@ pub fn output_check(root: &Path) -> Check {
     if root.exists() && !root.is_dir() {
         return refuse(format!("{} is not a folder", root.display()), "give another OUTPUT_DIR");
     }
+    if let Some(why) = shared(&dir) {
+        return refuse(why, "give an OUTPUT_DIR that is yours alone");
+    }
     if dir.lock().exists() && matches!(os::try_lock(&dir.lock()), Ok(None)) {
         return refuse(
             format!("{} belongs to a run that is alive", root.display()),
@@ -260,6 +271,25 @@ pub fn output_check(root: &Path) -> Check {
         return refuse(saw, "give an OUTPUT_DIR that you may write to");
     }
     Check { check: "output".to_owned(), severity: Severity::Ok, saw: root.display().to_string(), hint: None }
+}
+
+/// Why this folder is no place for a run: somebody else could put files and links in our way.
+fn shared(dir: &RunDir) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let root = dir.root().display();
+    let meta = std::fs::metadata(dir.root()).ok()?;
+    let me = os::own_uid();
+    // In a container, root often writes into a folder that its user has mounted.
+    if meta.uid() != me && me != 0 {
+        return Some(format!("{root} belongs to user {}", meta.uid()));
+    }
+    if meta.mode() & 0o002 != 0 {
+        return Some(format!("anybody may write to {root}"));
+    }
+    let link = [dir.lock(), dir.guard_log(), dir.journal(), dir.reserve(), dir.attempt(1).root().to_owned()]
+        .into_iter()
+        .find(|path| path.is_symlink())?;
+    Some(format!("{} is a symbolic link", link.display()))
 }
 
 /// The seed's file names at the top, as links to the attempt that counts.
@@ -312,21 +342,26 @@ fn dry_run(plan: &Plan, exe: &Path, json: bool) -> Result<ProcessExit, Failure> 
     };
     let mark = RunMark { run_id: RunId::new(&jiff::ZonedDateTime::now()).as_str().to_owned(), attempt: 1 };
     let command = server::command(plan, &facts, &places, &mark, &env, exe);
+    let redactor = redactor(plan, &env);
     if json {
-        let value = serde_json::json!({
+        let mut value = serde_json::json!({
             "argv": command.argv, "env": command.ours, "plan": plan, "server": facts,
             "checks": checks, "notes": command.notes,
         });
+        redactor.value(&mut value);
         println!("{value}");
     } else {
-        println!("command line:\n  {}\n\nenvironment, beside what is inherited:", command.argv.join(" "));
+        let argv = command.argv.join(" ");
+        let mut text = format!("command line:\n  {argv}\n\nenvironment, beside what is inherited:\n");
         for (name, value) in &command.ours {
-            println!("  {name}={value}");
+            let _ = writeln!(text, "  {name}={value}");
         }
-        println!("\nplan:\n{}\n\npreflight:", serde_json::to_string_pretty(plan).context("print the plan")?);
+        let plan = serde_json::to_string_pretty(plan).context("print the plan")?;
+        let _ = writeln!(text, "\nplan:\n{plan}\n\npreflight:");
         for check in checks.iter().chain(&command.notes) {
-            println!("{}", super::check::line(check));
+            let _ = writeln!(text, "{}", super::check::line(check));
         }
+        print!("{}", redactor.text(&text));
     }
     let refused = command.refused() || checks.iter().any(|check| check.severity == Severity::Refuse);
     Ok(if refused { ExitCode::Refused } else { ExitCode::Success }.into())
