@@ -165,6 +165,7 @@ async fn evidence() {
                 ask_stacks: Arc::new(|_| Ok(())),
                 py_spy: None,
                 nccl_ras: NCCL_RAS,
+                redactor: Default::default(),
                 within,
             })
             .await;

@@ -14,9 +14,9 @@
 //! # Map and dependency rule
 //!
 //! `main -> cli -> supervisor, recovery, workload, health, console`; these five use [`event`], [`time`], [`config`],
-//! [`error`], [`gz`] (salvage and windows both compress, and neither may use the other) and [`view`] (whatever shows a run
-//! folds its events in the same way). `recovery`, `health`, `workload` and `console` never use `supervisor` or each other:
-//! what one needs of another arrives as an event.
+//! [`error`], [`redact`], [`gz`] (salvage and windows both compress, and neither may use the other) and [`view`] (whatever
+//! shows a run folds its events in the same way). `recovery`, `health`, `workload` and `console` never use `supervisor` or
+//! each other: what one needs of another arrives as an event.
 //! `tests/architecture.rs` holds this.
 //!
 //! The machine also asks two pure rooms for their judgement: [`health::assess`] whether the server lives, and
@@ -40,6 +40,8 @@ pub mod gz;
 pub mod health;
 /// Verdict, second tries, salvage, report.
 pub mod recovery;
+/// Keeps secrets out of what is written.
+pub mod redact;
 /// State machine, dispatcher, keeper, journal.
 pub mod supervisor;
 /// Clocks.

@@ -84,6 +84,7 @@ async fn request(dir: &Path, processes: Vec<(ProcId, String)>) -> Request {
         ask_stacks: Arc::new(ask),
         py_spy: None,
         nccl_ras: nobody().await,
+        redactor: Arc::default(),
         within: Duration::from_secs(30),
     }
 }

@@ -1,6 +1,6 @@
 //! `varcas-guard run`: from a plan to an exit code.
 
-use super::options::{Options, rules, runtime};
+use super::options::{Options, environment, rules, runtime};
 use super::report;
 use super::root::complain;
 use super::watching::{self, Notifier, Watch, Watching};
@@ -11,6 +11,7 @@ use crate::console::watch::Messages;
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Event, EventKind, Outcome, Severity};
 use crate::recovery::report::model::Report;
+use crate::redact::Redactor;
 use crate::supervisor::dispatcher::{Dispatcher, Sink};
 use crate::supervisor::journal::{self, Journal, Problem};
 use crate::supervisor::layout::{RunDir, SEED_NAMES};
@@ -19,6 +20,8 @@ use crate::supervisor::run_id::RunId;
 use crate::supervisor::{os, proc, reap};
 use crate::time::SystemClock;
 use crate::workload::server::{self, Places, RunMark};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode as ProcessExit;
@@ -64,7 +67,7 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     super::drill::stage::enter(&plan);
     let address = watching::claim(&plan)?;
     let dir = RunDir::new(&plan.output);
-    let _lock = claim(&dir)?;
+    let (_lock, umask) = claim(&dir)?;
     let _log = own_log(&dir);
     // The report is what is wanted most of a run that filled the disk.
     if let Ok(file) = os::create_new_private(&dir.reserve()) {
@@ -77,6 +80,7 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
         _ => Style::Live,
     };
     let id = RunId::new(&jiff::ZonedDateTime::now());
+    let redactor = Arc::new(redactor(&plan, &environment()));
     let clock = SystemClock::new();
     let mut notifier = Notifier::start(&plan, recipients, &dir.notifications(), &clock)?;
     let messages = notifier.as_ref().map_or_else(|| Arc::new(|| None) as Messages, Notifier::messages);
@@ -86,7 +90,8 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     }
     let mut live =
         Live::on_stdout(style, clock.clone()).context("start the thread that writes to the terminal")?;
-    let run = Run { env: watching::inherited(&plan), plan, dir: dir.clone(), id, exe, rules };
+    let env = watching::inherited(&plan);
+    let run = Run { plan, dir: dir.clone(), id, exe, env, rules, redactor, umask: Some(umask) };
     let code = go(Arc::new(run), clock, &mut live, watch.as_mut(), notifier.as_mut())?;
     live.settle();
     drop(std::fs::remove_file(dir.reserve()));
@@ -124,6 +129,11 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
     let is_for_people = matches!(live.style(), Style::Live | Style::Plain);
     live.finish(is_for_people.then_some(last).into_iter().flatten());
     Ok(ProcessExit::from(code))
+}
+
+fn redactor(plan: &Plan, env: &BTreeMap<String, String>) -> Redactor {
+    let given = env.iter().chain(&plan.server.env).map(|(name, value)| (name.as_str(), value.as_str()));
+    Redactor::new(given, &plan.server.extra)
 }
 
 fn go(
@@ -223,7 +233,8 @@ fn own_log(dir: &RunDir) -> Option<tracing_appender::non_blocking::WorkerGuard> 
 }
 
 /// Makes the folder ours: it must hold no older run and no live one. Nothing in it is touched otherwise.
-fn claim(dir: &RunDir) -> Result<File, Failure> {
+/// New files are private from here on; the mask before comes back with the lock.
+fn claim(dir: &RunDir) -> Result<(File, u32), Failure> {
     let check = output_check(dir.root());
     if check.severity == Severity::Refuse {
         return Err(Failure::new(ExitCode::Refused, check.saw).hint(check.hint.unwrap_or_default()));
@@ -232,11 +243,14 @@ fn claim(dir: &RunDir) -> Result<File, Failure> {
         Failure::new(ExitCode::Refused, format!("cannot use {} as run folder: {error}", dir.root().display()))
             .hint("give an OUTPUT_DIR that you may write to")
     };
+    // What lies above is made as the user makes folders; the run folder itself is nobody else's business.
+    std::fs::create_dir_all(dir.root().parent().unwrap_or(dir.root())).map_err(refused)?;
+    let umask = os::make_new_files_private();
     std::fs::create_dir_all(dir.root()).map_err(refused)?;
     match os::try_lock(&dir.lock()).map_err(refused)? {
         Some(lock) => {
             put_refused_aside(dir).map_err(refused)?;
-            Ok(lock)
+            Ok((lock, umask))
         }
         None => Err(live(dir.root())),
     }
@@ -290,6 +304,9 @@ pub fn output_check(root: &Path) -> Check {
     if root.exists() && !root.is_dir() {
         return refuse(format!("{} is not a folder", root.display()), "give another OUTPUT_DIR");
     }
+    if let Some(why) = shared(&dir) {
+        return refuse(why, "give an OUTPUT_DIR that is yours alone");
+    }
     if dir.lock().exists() && matches!(os::try_lock(&dir.lock()), Ok(None)) {
         return refuse(
             format!("{} belongs to a run that is alive", root.display()),
@@ -308,6 +325,25 @@ pub fn output_check(root: &Path) -> Check {
         return refuse(saw, "give an OUTPUT_DIR that you may write to");
     }
     Check { check: "output".to_owned(), severity: Severity::Ok, saw: root.display().to_string(), hint: None }
+}
+
+/// Why this folder is no place for a run: somebody else could put files and links in our way.
+fn shared(dir: &RunDir) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let root = dir.root().display();
+    let meta = std::fs::metadata(dir.root()).ok()?;
+    let me = os::own_uid();
+    // In a container, root often writes into a folder that its user has mounted.
+    if meta.uid() != me && me != 0 {
+        return Some(format!("{root} belongs to user {}", meta.uid()));
+    }
+    if meta.mode() & 0o002 != 0 {
+        return Some(format!("anybody may write to {root}"));
+    }
+    let link = [dir.lock(), dir.guard_log(), dir.journal(), dir.reserve(), dir.attempt(1).root().to_owned()]
+        .into_iter()
+        .find(|path| path.is_symlink())?;
+    Some(format!("{} is a symbolic link", link.display()))
 }
 
 /// The seed's file names at the top, as links to the attempt that counts.
@@ -354,21 +390,26 @@ fn dry_run(plan: &Plan, exe: &Path, json: bool) -> Result<ProcessExit, Failure> 
     };
     let mark = RunMark { run_id: RunId::new(&jiff::ZonedDateTime::now()).as_str().to_owned(), attempt: 1 };
     let command = server::command(plan, &facts, &places, &mark, &env, exe);
+    let redactor = redactor(plan, &env);
     if json {
-        let value = serde_json::json!({
+        let mut value = serde_json::json!({
             "argv": command.argv, "env": command.ours, "plan": plan, "server": facts,
             "checks": checks, "notes": command.notes,
         });
+        redactor.value(&mut value);
         println!("{value}");
     } else {
-        println!("command line:\n  {}\n\nenvironment, beside what is inherited:", command.argv.join(" "));
+        let argv = command.argv.join(" ");
+        let mut text = format!("command line:\n  {argv}\n\nenvironment, beside what is inherited:\n");
         for (name, value) in &command.ours {
-            println!("  {name}={value}");
+            let _ = writeln!(text, "  {name}={value}");
         }
-        println!("\nplan:\n{}\n\npreflight:", serde_json::to_string_pretty(plan).context("print the plan")?);
+        let plan = serde_json::to_string_pretty(plan).context("print the plan")?;
+        let _ = writeln!(text, "\nplan:\n{plan}\n\npreflight:");
         for check in checks.iter().chain(&command.notes) {
-            println!("{}", super::check::line(check));
+            let _ = writeln!(text, "{}", super::check::line(check));
         }
+        print!("{}", redactor.text(&text));
     }
     let refused = command.refused() || checks.iter().any(|check| check.severity == Severity::Refuse);
     Ok(if refused { ExitCode::Refused } else { ExitCode::Success }.into())

@@ -7,6 +7,7 @@
 mod processes;
 
 use crate::event::{Evidence, ProcId};
+use crate::redact::Redactor;
 use crate::time::instant_now;
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use futures_util::stream::{self, StreamExt};
@@ -68,6 +69,8 @@ pub struct Request {
     pub py_spy: Option<PathBuf>,
     /// Usually [`NCCL_RAS`].
     pub nccl_ras: SocketAddr,
+    /// Takes secrets out of what others said.
+    pub redactor: Arc<Redactor>,
     /// Time for all together.
     pub within: Duration,
 }
@@ -75,8 +78,9 @@ pub struct Request {
 /// Saves what can be had within the time and says for every piece what became of it. `index.json` beside the pieces says
 /// the same.
 pub async fn save(request: Request) -> Vec<Evidence> {
-    let Request { dir, processes, gpus, log, base_url, ask_stacks, py_spy, nccl_ras, within } = request;
-    let dir = Arc::new(dir);
+    let Request { dir, processes, gpus, log, base_url, ask_stacks, py_spy, nccl_ras, redactor, within } =
+        request;
+    let dir = Arc::new(Folder { path: dir, redactor });
     // A piece that was gathered must still be written.
     let limit = |own: Duration| own.min(within.mul_f64(0.8));
     let ids: Vec<ProcId> = processes.iter().map(|(proc, _)| *proc).collect();
@@ -99,7 +103,7 @@ pub async fn save(request: Request) -> Vec<Evidence> {
         rest,
         aside({
             let dir = dir.clone();
-            move || flight_recorder(&dir)
+            move || flight_recorder(&dir.path)
         }),
     )
     .await;
@@ -115,6 +119,12 @@ pub fn find_py_spy(python: &Path, path: Option<&std::ffi::OsStr>) -> Option<Path
     let beside = python.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::to_owned);
     let on_path = path.into_iter().flat_map(std::env::split_paths);
     beside.into_iter().chain(on_path).map(|folder| folder.join("py-spy")).find(|file| file.is_file())
+}
+
+/// Where the pieces go, and what they must not hold.
+struct Folder {
+    path: PathBuf,
+    redactor: Arc<Redactor>,
 }
 
 /// A piece that lies on the disk.
@@ -163,35 +173,36 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 const NO_THREAD: &str = "no thread could be started";
 
 async fn store(
-    dir: Arc<PathBuf>,
+    dir: Arc<Folder>,
     file: impl Into<String>,
     content: Vec<u8>,
     problem: Option<String>,
 ) -> Result<Saved, String> {
     let file = file.into();
     let written = {
-        let (path, file) = (dir.join(&file), file.clone());
+        let (path, file) = (dir.path.join(&file), file.clone());
         aside(move || {
+            let content = dir.redactor.bytes(&content);
             let bytes = content.len() as u64;
-            std::fs::write(path, content).map(|()| bytes).map_err(|error| format!("write {file}: {error}"))
+            std::fs::write(path, &content).map(|()| bytes).map_err(|error| format!("write {file}: {error}"))
         })
     };
     let bytes = written.await.ok_or(NO_THREAD)??;
     Ok(Saved { file, bytes, problem })
 }
 
-async fn store_json(dir: Arc<PathBuf>, file: &str, value: impl Serialize) -> Result<Saved, String> {
+async fn store_json(dir: Arc<Folder>, file: &str, value: impl Serialize) -> Result<Saved, String> {
     let text = serde_json::to_vec_pretty(&value).map_err(|error| format!("write {file}: {error}"))?;
     store(dir, file, text, None).await
 }
 
-async fn save_processes(dir: Arc<PathBuf>, ids: Vec<ProcId>, limit: Duration) -> Result<Saved, String> {
+async fn save_processes(dir: Arc<Folder>, ids: Vec<ProcId>, limit: Duration) -> Result<Saved, String> {
     let (text, problem) = processes::describe(&ids, limit).await;
     store(dir, "processes.txt", text.into_bytes(), problem).await
 }
 
 async fn save_gpus(
-    dir: Arc<PathBuf>,
+    dir: Arc<Folder>,
     gpus: BoxFuture<'static, serde_json::Value>,
     limit: Duration,
 ) -> Result<Saved, String> {
@@ -199,7 +210,7 @@ async fn save_gpus(
     store_json(dir, "gpus.json", value).await
 }
 
-async fn save_log_tail(dir: Arc<PathBuf>, log: PathBuf) -> Result<Saved, String> {
+async fn save_log_tail(dir: Arc<Folder>, log: PathBuf) -> Result<Saved, String> {
     let read = aside(move || -> io::Result<Vec<u8>> {
         let mut file = File::open(&log)?;
         let start = file.metadata()?.len().saturating_sub(LOG_TAIL);
@@ -219,7 +230,7 @@ async fn save_log_tail(dir: Arc<PathBuf>, log: PathBuf) -> Result<Saved, String>
     store(dir, "log-tail.txt", tail, None).await
 }
 
-async fn save_metrics(dir: Arc<PathBuf>, base_url: String, limit: Duration) -> Result<Saved, String> {
+async fn save_metrics(dir: Arc<Folder>, base_url: String, limit: Duration) -> Result<Saved, String> {
     let (mut page, mut problem) = (Vec::new(), None);
     match timeout(limit, fetch(&format!("{base_url}/metrics"), &mut page)).await {
         Ok(Ok(None)) => {}
@@ -259,12 +270,7 @@ async fn fetch(url: &str, page: &mut Vec<u8>) -> Result<Option<String>, String> 
 }
 
 /// NCCL's own view of its collectives. That nobody answers is the usual case and worth no item.
-async fn save_ras(
-    dir: Arc<PathBuf>,
-    address: SocketAddr,
-    limit: Duration,
-    within: Duration,
-) -> Vec<Evidence> {
+async fn save_ras(dir: Arc<Folder>, address: SocketAddr, limit: Duration, within: Duration) -> Vec<Evidence> {
     let connect = tokio::net::TcpStream::connect(address);
     let Ok(Ok(mut stream)) = timeout(limit.min(Duration::from_millis(500)), connect).await else {
         return Vec::new();
@@ -291,7 +297,7 @@ async fn save_ras(
 
 /// Stacks of every process whose worker module has made the file for them.
 async fn save_stacks(
-    dir: Arc<PathBuf>,
+    dir: Arc<Folder>,
     ids: Vec<ProcId>,
     ask: AskStacks,
     limit: Duration,
@@ -299,7 +305,8 @@ async fn save_stacks(
 ) -> Vec<Evidence> {
     let able = {
         let dir = dir.clone();
-        let able = move || ids.into_iter().filter(|proc| dir.join(stacks_file(*proc)).exists()).collect();
+        let able =
+            move || ids.into_iter().filter(|proc| dir.path.join(stacks_file(*proc)).exists()).collect();
         let found: Result<Option<Vec<ProcId>>, _> = timeout(within, aside(able)).await;
         found.ok().flatten().unwrap_or_default()
     };
@@ -313,9 +320,9 @@ fn stacks_file(proc: ProcId) -> String {
     format!("stacks-{}.txt", proc.pid)
 }
 
-async fn stacks(dir: Arc<PathBuf>, proc: ProcId, ask: AskStacks, limit: Duration) -> Result<Saved, String> {
+async fn stacks(dir: Arc<Folder>, proc: ProcId, ask: AskStacks, limit: Duration) -> Result<Saved, String> {
     let file = stacks_file(proc);
-    let path = dir.join(&file);
+    let path = dir.path.join(&file);
     let length = move || std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
     let before = aside({
         let length = length.clone();
@@ -347,7 +354,7 @@ async fn stacks(dir: Arc<PathBuf>, proc: ProcId, ask: AskStacks, limit: Duration
 }
 
 async fn save_py_spies(
-    dir: Arc<PathBuf>,
+    dir: Arc<Folder>,
     py_spy: PathBuf,
     processes: Vec<(ProcId, String)>,
     within: Duration,
@@ -372,12 +379,7 @@ fn is_python(comm: &str) -> bool {
     ["python", "VLLM::", "pt_main_thread"].iter().any(|prefix| comm.starts_with(prefix))
 }
 
-async fn run_py_spy(
-    dir: Arc<PathBuf>,
-    py_spy: &Path,
-    proc: ProcId,
-    limit: Duration,
-) -> Result<Saved, String> {
+async fn run_py_spy(dir: Arc<Folder>, py_spy: &Path, proc: ProcId, limit: Duration) -> Result<Saved, String> {
     // Nonblocking: a debugger that pauses a process and is killed leaves it paused.
     let mut command = tokio::process::Command::new(py_spy);
     command.args(["dump", "--nonblocking", "--pid", &proc.pid.to_string()]);

@@ -7,6 +7,7 @@ use super::performer::{Performer, Run};
 use super::state::Action;
 use crate::error::{Context, Failure};
 use crate::event::{Event, EventKind};
+use crate::redact::Redactor;
 use crate::time::{Clock, SystemClock};
 use std::io::Write as _;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub struct Dispatcher<'a> {
     performer: Performer,
     sinks: Vec<&'a mut dyn Sink>,
     journal_failed: bool,
+    redactor: Arc<Redactor>,
 }
 
 impl<'a> Dispatcher<'a> {
@@ -37,8 +39,17 @@ impl<'a> Dispatcher<'a> {
         facts: UnboundedSender<EventKind>,
         sinks: Vec<&'a mut dyn Sink>,
     ) -> Result<Self, Failure> {
+        let redactor = Arc::clone(&run.redactor);
         let performer = Performer::new(run, facts).context("start the thread that asks the GPUs")?;
-        Ok(Self { clock, journal, machine: Machine::new(), performer, sinks, journal_failed: false })
+        Ok(Self {
+            clock,
+            journal,
+            machine: Machine::new(),
+            performer,
+            sinks,
+            journal_failed: false,
+            redactor,
+        })
     }
 
     /// Runs to the end and returns the exit code.
@@ -78,6 +89,12 @@ impl<'a> Dispatcher<'a> {
     /// Returns the exit code when the run is over.
     fn handle(&mut self, fact: EventKind) -> Option<u8> {
         let at = self.clock.now();
+        // What the machine concludes from a fact must be what a replay of the journal concludes.
+        let fact = match fact {
+            // The plan is needed as it is, and is redacted when it is written.
+            EventKind::RunStarted { .. } => fact,
+            fact => self.redactor.event(fact),
+        };
         self.performer.observe(&fact);
         let actions = self.machine.step(at, &fact);
         self.performer.phase(self.machine.phase());
@@ -108,7 +125,7 @@ impl<'a> Dispatcher<'a> {
     }
 
     fn record(&mut self, at: crate::time::Stamp, attempt: u32, kind: EventKind) {
-        match self.journal.append(at, attempt, kind) {
+        match self.journal.append(at, attempt, self.redactor.event(kind)) {
             Ok(event) => {
                 for sink in &mut self.sinks {
                     sink.event(&event);

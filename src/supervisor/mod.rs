@@ -9,6 +9,7 @@ pub mod keeper;
 pub mod layout;
 pub mod leftovers;
 pub mod machine;
+pub mod mask;
 pub mod os;
 mod packer;
 pub mod performer;

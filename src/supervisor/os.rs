@@ -94,11 +94,21 @@ pub fn block_signals() -> io::Result<SignalFd> {
     Ok(SignalFd::with_flags(&watched, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
 }
 
-/// Starts a program with an empty signal mask: `std::process` passes ours on.
-pub fn start_unblocked(command: &mut Command) -> io::Result<Child> {
+/// From now on new files are ours alone. Returns the mask before, for those we start for others.
+pub fn make_new_files_private() -> u32 {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077)).bits()
+}
+
+/// Starts a program with an empty signal mask, where `std::process` passes ours on, and with this mask for new files.
+pub fn start_unblocked(command: &mut Command, umask: Option<u32>) -> io::Result<Child> {
     use std::os::unix::process::CommandExt;
-    let unblock = || SigSet::empty().thread_set_mask().map_err(io::Error::from);
-    // SAFETY: between fork and exec this only sets the mask, which is async-signal-safe, and allocates nothing.
+    let unblock = move || {
+        if let Some(umask) = umask {
+            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
+        }
+        SigSet::empty().thread_set_mask().map_err(io::Error::from)
+    };
+    // SAFETY: between fork and exec this only sets the masks, which is async-signal-safe, and allocates nothing.
     unsafe { command.pre_exec(unblock) };
     command.spawn()
 }

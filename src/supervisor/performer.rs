@@ -7,7 +7,7 @@ use super::layout::{AttemptDir, RunDir};
 use super::leftovers::Leftovers;
 use super::packer::{self, Packer};
 use super::preflight;
-use super::returned::{SharedGpu, gpu_left, port_left, used};
+use super::returned::{SharedGpu, clean_up, gpu_left, port_left, used};
 use super::run_id::RunId;
 use super::state::Action;
 use super::window_watch::follow_windows;
@@ -60,6 +60,10 @@ pub struct Run {
     pub env: BTreeMap<String, String>,
     /// What the lines of its log mean.
     pub rules: Arc<Rules>,
+    /// What must not be written anywhere.
+    pub redactor: Arc<crate::redact::Redactor>,
+    /// The user's own mask for new files.
+    pub umask: Option<u32>,
 }
 
 /// See the module.
@@ -83,7 +87,6 @@ pub struct Performer {
 struct Attempt {
     dir: AttemptDir,
     scratch: PathBuf,
-    /// Says that the scratch folder is in use.
     _hold: std::fs::File,
     shm_before: Vec<String>,
     keeper: Option<Keeper>,
@@ -297,6 +300,8 @@ impl Performer {
             scratch: scratch.clone(),
             save_to: dir.tmp(),
             shm_before: shm_before.clone(),
+            secrets: run.redactor.values().to_vec(),
+            umask: run.umask,
         };
         let hold = reap::own_scratch(&spec).map_err(|error| format!("{}: {error}", scratch.display()))?;
         let keeper = Keeper::start(&run.exe, &spec, self.facts.clone())
@@ -483,6 +488,7 @@ impl Performer {
             }),
             py_spy: evidence::find_py_spy(&self.run.plan.server.python, std::env::var_os("PATH").as_deref()),
             nccl_ras: evidence::NCCL_RAS,
+            redactor: Arc::clone(&self.run.redactor),
             within,
         };
         tokio::spawn(async move {
@@ -559,9 +565,7 @@ impl Performer {
                 }
             }
             drop(std::fs::remove_dir_all(dir.python()));
-            let cleaned =
-                tokio::task::spawn_blocking(move || reap::clean(&scratch, &dir.tmp(), &shm_before)).await;
-            let (removed, files) = cleaned.unwrap_or_default();
+            let (removed, files) = clean_up(scratch, dir, shm_before, run.redactor.clone(), &facts).await;
             leftovers.extend(files);
             drop(facts.send(EventKind::Drained { leftovers, removed }));
         });

@@ -72,7 +72,13 @@ pub fn find_marked() -> Vec<Marked> {
     found.collect()
 }
 
+/// Of a process in our own pid namespace: of one in a container, `/proc` here shows the mark, but the guard that the mark
+/// names is numbered as in there, and would be taken for dead.
 fn mark_of(pid: i32) -> Option<RunId> {
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/pid")).ok();
+    if namespace(&pid.to_string()) != namespace("self") {
+        return None;
+    }
     let environ = proc::environ(pid)?;
     std::str::from_utf8(proc::variable(&environ, MARK)?).ok()?.parse().ok()
 }

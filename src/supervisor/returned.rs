@@ -1,13 +1,18 @@
 //! Waits until what a server held is back: its port and its GPU memory.
 
-use super::port;
-use crate::event::{GpuSample, Leftover, Reading};
+use super::layout::AttemptDir;
+use super::mask::mask_folder;
+use super::{port, reap};
+use crate::event::{EventKind, GpuSample, Leftover, Reading};
 use crate::health::gpu::{BoxFuture, GpuMemory, GpuSource};
+use crate::redact::Redactor;
 use crate::time;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
+use tokio::sync::mpsc::UnboundedSender;
 
 /// How long port and GPU memory may take to come back; below the machine's own budget for draining.
 const RETURN_PATIENCE: Duration = Duration::from_secs(40);
@@ -77,6 +82,26 @@ pub(super) async fn gpu_left(gpu: &Mutex<Box<dyn GpuSource>>, before: &[(u32, u6
         tokio::time::sleep(LOOK_AGAIN).await;
     }
     Vec::new()
+}
+
+/// Takes out of the file system what the attempt left there, and its secrets out of what stays.
+pub(super) async fn clean_up(
+    scratch: PathBuf,
+    dir: AttemptDir,
+    shm_before: Vec<String>,
+    redactor: Arc<Redactor>,
+    facts: &UnboundedSender<EventKind>,
+) -> (Vec<String>, Vec<Leftover>) {
+    let work = tokio::task::spawn_blocking(move || {
+        let cleaned = reap::clean(&scratch, &dir.tmp(), &shm_before);
+        (cleaned, mask_folder(dir.root(), &redactor))
+    });
+    let (cleaned, unmasked) = work.await.unwrap_or_default();
+    for error in unmasked {
+        let what = "keep secrets out of the attempt's files".to_owned();
+        drop(facts.send(EventKind::Trouble { what, error }));
+    }
+    cleaned
 }
 
 #[cfg(test)]

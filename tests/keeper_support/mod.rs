@@ -76,6 +76,8 @@ impl Place {
             scratch: make_scratch(dir.path()).unwrap(),
             save_to: dir.path().join("saved"),
             shm_before: shm_names(),
+            secrets: Vec::new(),
+            umask: None,
         };
         Self { dir, spec }
     }

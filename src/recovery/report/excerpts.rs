@@ -5,6 +5,7 @@ use super::Excerpt;
 use super::model::{Attempt, Report};
 use super::units::bytes;
 use crate::event::Outcome;
+use crate::redact::Redactor;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Component, Path};
@@ -138,7 +139,8 @@ fn around(path: &Path, number: u64) -> io::Result<Option<Excerpt>> {
 }
 
 fn text(raw: &[u8]) -> String {
-    String::from_utf8_lossy(raw).into_owned()
+    // Of a run that goes on, the log still is as the server wrote it.
+    Redactor::forms().text(&String::from_utf8_lossy(raw)).into_owned()
 }
 
 #[cfg(test)]

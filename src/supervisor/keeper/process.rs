@@ -227,7 +227,7 @@ impl Keeper {
             self.line.say(&EventKind::SpawnFailed { error });
             return;
         }
-        match start(&argv, env, cwd, log) {
+        match start(&argv, env, cwd, log, self.spec.umask) {
             Ok(stat) => {
                 let proc = stat.id;
                 self.tree.set_main(stat);
@@ -293,7 +293,13 @@ impl Keeper {
 }
 
 /// Starts the server. It inherits no ignored signal: those were reset when the keeper began.
-fn start(argv: &[String], env: Vec<(String, String)>, cwd: &Path, log: &Path) -> Result<proc::Stat, String> {
+fn start(
+    argv: &[String],
+    env: Vec<(String, String)>,
+    cwd: &Path,
+    log: &Path,
+    umask: Option<u32>,
+) -> Result<proc::Stat, String> {
     let (program, arguments) = argv.split_first().ok_or("the command line of the server is empty")?;
     let open = || File::options().append(true).create(true).mode(0o600).open(log);
     let log_error = |error: io::Error| format!("cannot open the server's log {}: {error}", log.display());
@@ -313,8 +319,8 @@ fn start(argv: &[String], env: Vec<(String, String)>, cwd: &Path, log: &Path) ->
         .stdout(out)
         .stderr(err)
         .process_group(0);
-    let child =
-        os::start_unblocked(&mut command).map_err(|error| format!("cannot start `{program}`: {error}"))?;
+    let child = os::start_unblocked(&mut command, umask)
+        .map_err(|error| format!("cannot start `{program}`: {error}"))?;
     let pid = i32::try_from(child.id()).map_err(|error| error.to_string())?;
     // It may be dead already, but it is not reaped, so it is still there to be read.
     proc::stat(pid).ok_or_else(|| format!("cannot read /proc/{pid}/stat of `{program}` just started"))

@@ -23,6 +23,12 @@ pub struct KeeperSpec {
     pub save_to: PathBuf,
     /// Names in `/dev/shm` before the attempt; these are never touched.
     pub shm_before: Vec<String>,
+    /// What must not stay in the files of the attempt. Never written to a file.
+    #[serde(default)]
+    pub secrets: Vec<String>,
+    /// The user's own mask for new files, which the server gets; ours is stricter.
+    #[serde(default)]
+    pub umask: Option<u32>,
 }
 
 /// What the keeper is told to do.

@@ -4,9 +4,11 @@
 use super::clean::{clean, owner_of, shm_names};
 use super::kill_left;
 use crate::event::{EventKind, Leftover, ProcId};
+use crate::redact::Redactor;
 use crate::supervisor::keeper::kill::Killed;
 use crate::supervisor::keeper::{KeeperSpec, last_words};
 use crate::supervisor::layout::RunDir;
+use crate::supervisor::mask::mask_folder;
 use crate::supervisor::{journal, os, proc};
 use crate::time::wall_now;
 use std::fs::{self, File};
@@ -73,6 +75,9 @@ pub fn close(spec: &KeeperSpec, killed: Vec<ProcId>, mut leftovers: Vec<Leftover
     let mut problems = Vec::new();
     let (removed, stuck) = clean(&spec.scratch, &spec.save_to, &spec.shm_before);
     leftovers.extend(stuck);
+    if let Some(attempt) = spec.save_to.parent() {
+        problems.extend(mask_folder(attempt, &Redactor::of_values(spec.secrets.clone())));
+    }
     if let Some(run) = spec.journal.parent().filter(|run| run.is_dir()) {
         let alone = wait_for_lock(&RunDir::new(run).lock());
         if !spec.journal.exists() || is_open(run) {
@@ -193,6 +198,8 @@ pub fn of_run(run: &Path) -> io::Result<Option<Abandoned>> {
         save_to: dir.attempt(attempt).tmp(),
         // Without the list of the time before, none may be touched.
         shm_before: shm_names(),
+        secrets: Vec::new(),
+        umask: None,
     };
     Ok(Some(Abandoned { spec, keeper: None, _lock: None }))
 }

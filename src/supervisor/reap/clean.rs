@@ -48,7 +48,7 @@ const OWNER: &str = ".owner";
 pub fn own_scratch(spec: &KeeperSpec) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let hold = os::share_lock_of_folder(&spec.scratch)?;
-    let text = serde_json::to_vec(spec)?;
+    let text = serde_json::to_vec(&KeeperSpec { secrets: Vec::new(), ..spec.clone() })?;
     let mut owner =
         File::options().write(true).create_new(true).mode(0o600).open(spec.scratch.join(OWNER))?;
     owner.write_all(&text)?;
