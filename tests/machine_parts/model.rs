@@ -18,6 +18,8 @@ enum Move {
     Wake,
     /// Something happens that nobody asked for, after so many milliseconds.
     Happen(Box<EventKind>, u64),
+    /// An answer comes that nobody asked for.
+    Lie(Box<EventKind>, u64),
 }
 
 fn moves() -> impl Strategy<Value = Move> {
@@ -25,7 +27,7 @@ fn moves() -> impl Strategy<Value = Move> {
         8 => Just(Move::Answer),
         2 => any::<u8>().prop_map(Move::Fail),
         2 => Just(Move::Wake),
-        3 => (any_input(), 0..20_000u64).prop_map(|(kind, ms)| Move::Happen(Box::new(kind), ms)),
+        3 => (any_input(), 0..20_000u64).prop_map(|(kind, ms)| Move::Lie(Box::new(kind), ms)),
         3 => (rare_input(), 0..40_000u64).prop_map(|(kind, ms)| Move::Happen(Box::new(kind), ms)),
     ]
 }
@@ -342,10 +344,13 @@ proptest! {
         let (mut machine, clock, mut ledger) = (Machine::new(), ManualClock::new(), Ledger::default());
         let mut asked: Vec<(u32, Action)> = Vec::new();
         let mut journal: Vec<Event> = Vec::new();
+        let mut lied = false;
         let start = Move::Happen(Box::new(started(plan)), 0);
         for (index, step) in std::iter::once(start).chain(moves).enumerate() {
-            // What an earlier attempt asked for is cancelled with it.
+            // What an earlier attempt asked for is cancelled with it, and after a lie the truth comes as a surprise.
+            lied |= matches!(step, Move::Lie(..));
             let answers = matches!(step, Move::Answer | Move::Fail(_))
+                && !lied
                 && asked.first().is_some_and(|(attempt, _)| *attempt == machine.attempt());
             let input = match step {
                 Move::Answer | Move::Fail(_) if asked.is_empty() => continue,
@@ -356,7 +361,7 @@ proptest! {
                     clock.advance(due.saturating_sub(clock.now().mono));
                     EventKind::TimerFired { timer }
                 }
-                Move::Happen(kind, ms) => { clock.advance(Duration::from_millis(ms)); *kind }
+                Move::Happen(kind, ms) | Move::Lie(kind, ms) => { clock.advance(Duration::from_millis(ms)); *kind }
             };
             clock.advance(Duration::from_micros(137));
             let (was_done, phase) = (machine.is_done(), machine.phase());
