@@ -337,5 +337,76 @@ fn a_thousand_lines_are_enough() {
     assert_eq!(inquiry.findings().len(), MAX_FINDINGS);
 }
 
+fn vanished() -> EventKind {
+    let text = "Engine core proc EngineCore_DP0 died unexpectedly, shutting down client.";
+    finding("engine-fatal", Finding::ENGINE_DEAD, Gravity::Fatal, 9, text)
+}
+
+fn leaked() -> EventKind {
+    finding("leaked-semaphores", "killed-externally", Gravity::Suspect, 10, "leaked semaphore objects")
+}
+
+const WORKER: ProcId = ProcId { pid: 72, start: 1 };
+const SIGSEGV: ExitHow = ExitHow::Signal { signal: 11, core: false };
+
+#[test]
+fn a_death_whose_words_were_read_first_is_judged_the_same() {
+    let (mut said_first, mut died_first) = (Inquiry::default(), Inquiry::default());
+    said_first.hear(Phase::Measuring, &vanished());
+    // The line has ended the attempt, and only then the status is seen; nobody was killed by us yet.
+    said_first.hear(Phase::Draining, &died(ENGINE, "VLLM::EngineCor", SIGSEGV));
+    said_first.hear(Phase::Draining, &leaked());
+    for event in [died(ENGINE, "VLLM::EngineCor", SIGSEGV), vanished(), leaked()] {
+        died_first.hear(Phase::Measuring, &event);
+    }
+    let ending = ending(Outcome::Crash, Phase::Measuring);
+    assert_eq!(said_first.verdict(&ending).cause, "segfault");
+    assert_eq!(died_first.verdict(&ending).cause, "segfault");
+}
+
+#[test]
+fn deaths_within_a_moment_are_judged_the_same_in_any_order() {
+    let crash = died(WORKER, "VLLM::Worker_TP", SIGSEGV);
+    let follows = died(ENGINE, "VLLM::Worker_TP", ExitHow::Code { code: 0 });
+    for order in [[crash.clone(), follows.clone()], [follows, crash]] {
+        let events = [&order[..], &[vanished(), leaked()]].concat();
+        assert_eq!(verdict(&events, Outcome::Crash).cause, "segfault");
+    }
+}
+
+#[test]
+fn an_engine_with_an_exit_code_of_its_own_was_not_killed_from_outside() {
+    let events = [died(ENGINE, "VLLM::EngineCor", ExitHow::Code { code: 3 }), vanished(), leaked()];
+    assert_eq!(verdict(&events, Outcome::Crash).cause, "undetermined");
+    // What the API server ends with after its engine says nothing about the engine.
+    let events = [vanished(), died(API, "python3", ExitHow::Code { code: 1 }), leaked()];
+    assert_eq!(verdict(&events, Outcome::Crash).cause, "killed-externally");
+}
+
+#[test]
+fn a_standstill_inside_a_window_that_is_being_written_is_a_stalled_flush() {
+    let line = |what| EventKind::Window(WindowLine { rank: 0, pid: 71, t: 1.0, what });
+    let flushing = line(WindowEvent::Flushing { window: 3 });
+    let failed = line(WindowEvent::Failed { window: 3, error: "x".to_owned() });
+    assert_eq!(verdict(&[flushing.clone()], Outcome::Hang).cause, "profiler-flush-stall");
+    assert_eq!(verdict(&[flushing, failed], Outcome::Hang).cause, "engine-hang");
+}
+
+#[test]
+fn the_same_kill_has_the_same_fingerprint_however_it_is_known() {
+    let by_status = [died(ENGINE, "VLLM::EngineCor", SIGKILL), vanished()];
+    let words = "VLLM::EngineCor was killed holding 0.1 GiB, not by varcas-guard and not for want of memory";
+    let told = EventKind::Clue(Clue {
+        cause: "killed-externally".to_owned(),
+        proc: Some(ENGINE),
+        inferred: true,
+        source: "circumstances".to_owned(),
+        text: words.to_owned(),
+    });
+    let by_circumstances = [&by_status[..], &[told]].concat();
+    let print = |events: &[EventKind]| verdict(events, Outcome::Crash).fingerprint;
+    assert_eq!(print(&by_status), print(&by_circumstances));
+}
+
 #[path = "edge_tests.rs"]
 mod edges;

@@ -4,9 +4,10 @@
 use super::fault::Fault;
 use crate::time::wall_now;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// The variable that names the file.
 pub const MARKS: &str = "VARCAS_SIM_MARKS";
@@ -40,11 +41,10 @@ pub enum Marked {
     Made(PathBuf),
 }
 
-/// A fault begins now. It is told once by each process; a fault beyond the 64th is never told.
+/// A fault begins now. It is told once by each process.
 pub(super) fn struck(fault: &Fault) {
-    static TOLD: AtomicU64 = AtomicU64::new(0);
-    let Some(bit) = u32::try_from(fault.index).ok().and_then(|index| 1u64.checked_shl(index)) else { return };
-    if TOLD.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+    static TOLD: Mutex<BTreeSet<usize>> = Mutex::new(BTreeSet::new());
+    if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(fault.index) {
         write(Marked::Fault { index: fault.index, text: fault.text.clone() });
     }
 }
