@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod diagnose;
+pub mod install;
 pub mod options;
 pub mod reap;
 pub mod replay;

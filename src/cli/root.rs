@@ -1,6 +1,6 @@
 //! The one definition of the command line: help, man page and completions come from it.
 
-use super::{bench, check, diagnose, reap, replay, report, run, salvage, traces};
+use super::{bench, check, diagnose, install, reap, replay, report, run, salvage, traces};
 use crate::error::{ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write as _;
@@ -38,6 +38,8 @@ enum Command {
     Salvage(salvage::Args),
     /// List the traces of a run or of any folder, say what they show, or merge the ranks of a window
     Traces(traces::Args),
+    /// Write what starts a run by itself: a systemd unit and timer
+    Install(install::Args),
     /// Print the man page
     #[command(hide = true)]
     Man,
@@ -74,6 +76,7 @@ pub fn main(arguments: &[String]) -> ProcessExit {
         Command::Bench(args) => return bench::run(args),
         Command::Salvage(args) => return salvage::run(&args),
         Command::Traces(args) => traces::run(&args),
+        Command::Install(args) => install::run(&args),
         Command::Man => man(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "varcas-guard", &mut std::io::stdout());

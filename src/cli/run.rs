@@ -4,6 +4,7 @@ use super::options::{Options, environment, rules, runtime};
 use super::report;
 use crate::config::Plan;
 use crate::console::lines::{Lines, Style};
+use crate::console::systemd::Notifier;
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Event, EventKind, Outcome, Severity};
 use crate::recovery::report::model::Report;
@@ -14,7 +15,7 @@ use crate::supervisor::layout::{RunDir, SEED_NAMES};
 use crate::supervisor::performer::Run;
 use crate::supervisor::run_id::RunId;
 use crate::supervisor::{os, proc, reap};
-use crate::time::SystemClock;
+use crate::time::{SystemClock, instant_now};
 use crate::workload::server::{self, Places, RunMark};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -124,9 +125,12 @@ fn go(run: Run, style: Style) -> Result<u8, Failure> {
     let run = Arc::new(run);
     let mut console = Console { lines: Lines::new(stdout(), style) };
     let mut log = Log;
+    let watchdog = std::env::var("WATCHDOG_USEC").ok();
+    let mut systemd =
+        Systemd(Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref(), watchdog.as_deref()));
     runtime()?.block_on(async {
         let handle = forward_signals(facts.clone()).context("listen for signals")?;
-        let sinks: Vec<&mut dyn Sink> = vec![&mut console, &mut log];
+        let sinks: Vec<&mut dyn Sink> = vec![&mut console, &mut log, &mut systemd];
         let code = Dispatcher::new(run, clock, journal, facts, sinks)?.run(first, received).await;
         handle.close();
         Ok(code)
@@ -140,6 +144,18 @@ struct Console {
 impl Sink for Console {
     fn event(&mut self, event: &Event) {
         self.lines.show(event);
+    }
+}
+
+struct Systemd(Notifier);
+
+impl Sink for Systemd {
+    fn event(&mut self, event: &Event) {
+        self.0.show(event);
+    }
+
+    fn alive(&mut self) {
+        self.0.alive(instant_now());
     }
 }
 
