@@ -117,7 +117,9 @@ impl Redactor {
                 form.captures_iter(text).filter_map(|found| found.name("s").or_else(|| found.name("t")));
             spans.extend(secrets.map(|secret| secret.range()));
         }
-        spans.retain(|span| !text[span.clone()].starts_with(REDACTED.as_bytes()));
+        // The closing bracket ends some forms.
+        let hole = REDACTED.trim_end_matches(']').as_bytes();
+        spans.retain(|span| !text[span.clone()].starts_with(hole));
         spans.sort_by_key(|span| span.start);
         let mut merged: Vec<Range<usize>> = Vec::new();
         for span in spans {

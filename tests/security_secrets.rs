@@ -86,7 +86,8 @@ fn secrets_reach_neither_the_run_folder_nor_the_screen() {
     let place = Place::new();
     // A line that a rule knows is quoted by journal, verdict, report and screen; so it gets a secret too.
     let fatal = "while [ ! -s requests.jsonl ]; do sleep 0.05; done\n\
-                 echo \"ERROR torch.OutOfMemoryError: CUDA out of memory. $HF_TOKEN $SOME_PASSWORD $2\"\n\
+                 echo \"(EngineCore_DP0 pid=7) ERROR 11-24 03:10:01 [core.py:770] torch.OutOfMemoryError: CUDA out of memory. \
+                 Tried to allocate 2.00 GiB. $HF_TOKEN $SOME_PASSWORD $2\"\n\
                  kill -9 $!; exit 1";
     let done = start(&place, &print_all(), fatal).wait();
     assert!(matches!(done.code, Some(75 | 93)), "{}", done.told());

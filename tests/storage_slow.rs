@@ -1,6 +1,5 @@
 //! A disk that takes its time: the run goes on at its own pace, a kill does not wait, and in the end everything is in the
 //! journal.
-#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 mod storage_support;

@@ -5,6 +5,7 @@ pub mod check;
 pub mod diagnose;
 pub mod drill;
 pub mod explain;
+pub mod install;
 pub mod notify;
 pub mod options;
 pub mod reap;

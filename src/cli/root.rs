@@ -1,8 +1,8 @@
 //! The one definition of the command line: help, man page and completions come from it.
 
 use super::{
-    bench, check, diagnose, drill, explain, notify, reap, replay, report, run, runs, salvage, status, top,
-    traces,
+    bench, check, diagnose, drill, explain, install, notify, reap, replay, report, run, runs, salvage,
+    status, top, traces,
 };
 use crate::error::{Context, ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -54,6 +54,8 @@ enum Command {
     Notify(notify::Args),
     /// Say what a cause, an exit code or a key of guard.toml means
     Explain(explain::Args),
+    /// Write what starts a run by itself: a systemd unit and timer
+    Install(install::Args),
     /// Print the man page, or write one for each command
     Man {
         /// Write varcas-guard.1, varcas-guard-run.1 and so on into this folder
@@ -96,6 +98,7 @@ pub fn main(arguments: &[String]) -> ProcessExit {
         Command::Bench(args) => return bench::run(args),
         Command::Salvage(args) => return salvage::run(&args),
         Command::Traces(args) => traces::run(&args),
+        Command::Install(args) => install::run(&args),
         Command::Drill(args) => drill::run(&args),
         Command::Notify(args) => notify::run(&args),
         Command::Explain(args) => explain::run(&args),

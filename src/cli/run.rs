@@ -7,6 +7,7 @@ use super::watching::{self, Notifier, Watch, Watching};
 use crate::config::Plan;
 use crate::console::lines::Style;
 use crate::console::live::Live;
+use crate::console::systemd;
 use crate::console::watch::Messages;
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Check, Event, EventKind, Outcome, Severity};
@@ -18,7 +19,7 @@ use crate::supervisor::layout::{RunDir, SEED_NAMES};
 use crate::supervisor::performer::Run;
 use crate::supervisor::run_id::RunId;
 use crate::supervisor::{os, proc, reap};
-use crate::time::SystemClock;
+use crate::time::{SystemClock, instant_now};
 use crate::workload::server::{self, Places, RunMark};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -163,9 +164,12 @@ fn go(
     };
     let mut console = Console { live };
     let mut log = Log;
+    let watchdog = std::env::var("WATCHDOG_USEC").ok();
+    let mut systemd =
+        Systemd(systemd::Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref(), watchdog.as_deref()));
     runtime()?.block_on(async {
         let handle = forward_signals(facts.clone()).context("listen for signals")?;
-        let mut sinks: Vec<&mut dyn Sink> = vec![&mut console, &mut log];
+        let mut sinks: Vec<&mut dyn Sink> = vec![&mut console, &mut log, &mut systemd];
         if let Some(watch) = watch {
             watch.beat();
             sinks.push(watch);
@@ -186,6 +190,18 @@ struct Console<'a> {
 impl Sink for Console<'_> {
     fn event(&mut self, event: &Event) {
         self.live.event(event);
+    }
+}
+
+struct Systemd(systemd::Notifier);
+
+impl Sink for Systemd {
+    fn event(&mut self, event: &Event) {
+        self.0.show(event);
+    }
+
+    fn alive(&mut self) {
+        self.0.alive(instant_now());
     }
 }
 

@@ -3,5 +3,6 @@
 pub mod lines;
 pub mod live;
 pub mod notify;
+pub mod systemd;
 pub mod top;
 pub mod watch;

@@ -13,10 +13,16 @@ use std::io::Write as _;
 use std::sync::Arc;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
+/// Between two signs of life.
+const PULSE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Something that looks on: the console, the log.
 pub trait Sink {
     /// Called once for every event, in order. Must not block.
     fn event(&mut self, event: &Event);
+
+    /// Called about once a second, as long as the loop goes round. Must not block.
+    fn alive(&mut self) {}
 }
 
 /// The loop.
@@ -72,9 +78,25 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    async fn next(&self, facts: &mut UnboundedReceiver<EventKind>) -> EventKind {
+    async fn next(&mut self, facts: &mut UnboundedReceiver<EventKind>) -> EventKind {
         let deadline = self.machine.next_deadline();
         let at = deadline.map(|(due, _)| tokio::time::Instant::from_std(self.clock.deadline(due)));
+        loop {
+            for sink in &mut self.sinks {
+                sink.alive();
+            }
+            let heard = tokio::time::timeout(PULSE, Self::wait(facts, deadline, at)).await;
+            if let Ok(fact) = heard {
+                return fact;
+            }
+        }
+    }
+
+    async fn wait(
+        facts: &mut UnboundedReceiver<EventKind>,
+        deadline: Option<(std::time::Duration, crate::event::Timer)>,
+        at: Option<tokio::time::Instant>,
+    ) -> EventKind {
         tokio::select! {
             biased;
             Some(fact) = facts.recv() => fact,

@@ -27,10 +27,12 @@ pub fn mask_folder(folder: &Path, redactor: &Redactor) -> Vec<String> {
             let name = name.to_string_lossy();
             if kind.is_dir() && name != "python" {
                 folders.push(path);
-            } else if kind.is_file() && !name.contains(".pt.trace.json") && !name.ends_with(".gz") {
-                if let Err(error) = mask_file(&path, redactor) {
-                    problems.push(format!("look for secrets in {}: {error}", path.display()));
-                }
+            } else if kind.is_file()
+                && !name.contains(".pt.trace.json")
+                && !name.ends_with(".gz")
+                && let Err(error) = mask_file(&path, redactor)
+            {
+                problems.push(format!("look for secrets in {}: {error}", path.display()));
             }
         }
     }

@@ -72,7 +72,7 @@ pub const PYTHON_FILES: [(&str, &str); 5] = [
 const SHUTDOWN_SECONDS: &str = "60";
 
 /// Inherited variables that would switch something dangerous on, or point into an earlier run.
-const STRIPPED: [&str; 6] = [
+const STRIPPED: [&str; 9] = [
     "VLLM_RPC_BASE_PATH",
     "VLLM_TRACE_FUNCTION",
     "VLLM_SERVER_DEV_MODE",
@@ -80,6 +80,10 @@ const STRIPPED: [&str; 6] = [
     "KINETO_USE_DAEMON",
     // Counters of an earlier server in that folder would be added to ours.
     "PROMETHEUS_MULTIPROC_DIR",
+    // systemd listens to the guard, and takes nobody else's word for it.
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
 ];
 
 /// The same by prefix. In vLLM 0.15 the profiler variables win over the command line.

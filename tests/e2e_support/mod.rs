@@ -235,6 +235,10 @@ impl Running<'_> {
         std::fs::read_to_string(&self.text).unwrap_or_default()
     }
 
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     pub(crate) fn signal(&self, signal: i32) {
         os::signal(self.id, signal).unwrap();
     }
