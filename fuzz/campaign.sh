@@ -5,7 +5,8 @@
 # than targets, one target runs several times beside itself on one corpus.
 # OUT_DIR gets summary.txt (one line a target: executions, failures, slowest input, corpus), crashes/, logs/ and corpus.tar.gz
 # (only what adds coverage). A second campaign into the same OUT_DIR goes on from the corpus of the first.
-# Exit code 1 if an input failed; an input that takes 10 s or 2 GB is a failure.
+# Exit code 1 if an input failed; an input that takes 10 s (LIMIT, by the clock: more on a busy
+# machine) or 2 GB is a failure.
 set -euo pipefail
 bin=$(realpath "$1") seconds=$2 jobs=$3 out=$(realpath -m "$4")
 shift 4
@@ -31,7 +32,7 @@ job() {
   local target=$1 dict=()
   [ -f "$bin/dict/$target" ] && dict=(-dict="$bin/dict/$target")
   # The second limit is for a job that hangs where libFuzzer cannot see it.
-  exec timeout -k 5 $(($3 + 60)) nice -n 19 "$bin/$target" -max_total_time="$3" -max_len="${length[$target]:-512}" -timeout=10 \
+  exec timeout -k 5 $(($3 + 60)) nice -n 19 "$bin/$target" -max_total_time="$3" -max_len="${length[$target]:-512}" -timeout="${LIMIT:-10}" \
     -rss_limit_mb=2048 -report_slow_units=999 -seed=$((seed + $2)) -print_final_stats=1 -verbosity=1 "${dict[@]}" -reload=30 \
     -artifact_prefix="$out/crashes/$target-" "$out/corpus/$target" >"$out/logs/$seed-$2-$target.log" 2>&1
 }
@@ -58,7 +59,7 @@ pids=()
 for target in "${targets[@]}"; do
   # What adds nothing is thrown away.
   mkdir "$out/corpus/$target.small"
-  nice -n 19 "$bin/$target" -merge=1 -timeout=10 -rss_limit_mb=2048 -artifact_prefix="$out/crashes/$target-" \
+  nice -n 19 "$bin/$target" -merge=1 -timeout="${LIMIT:-10}" -rss_limit_mb=2048 -artifact_prefix="$out/crashes/$target-" \
     "$out/corpus/$target.small" "$out/corpus/$target" >"$out/logs/$seed-merge-$target.log" 2>&1 || true
   if [ -n "$(ls "$out/corpus/$target.small")" ]; then
     rm -r "$out/corpus/$target"
