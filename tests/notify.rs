@@ -1,5 +1,6 @@
 //! Who is told of a run, that nobody who is told can hold it up, and that nothing is lost that can be delivered later. Times
 //! are scaled down: a try takes 300 ms instead of 10 s, the end waits 1 s instead of 10 s.
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 mod report_support;

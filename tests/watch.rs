@@ -1,4 +1,5 @@
 //! Watching a run from elsewhere: who is answered, what is said, and that nobody can disturb anybody.
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod report_support;
 

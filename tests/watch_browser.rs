@@ -2,6 +2,7 @@
 //!
 //! `VARCAS_TEST_BROWSER=/usr/bin/chromium cargo test --test watch_browser -- --nocapture` runs it; without a browser it says
 //! so and passes. `VARCAS_TEST_SCREENSHOTS=FOLDER` keeps the pictures.
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 

@@ -41,7 +41,7 @@ pub fn of_now(now: &Now, at: Duration) -> Markup {
             None => {}
         }
         @if let Some(Reading::Value(engine)) = &now.engine {
-            (tile("Engine", &figure(engine.running.round()), &format!("running, {:.0} waiting; KV cache {:.0} %", engine.waiting, engine.kv_usage * 100.0)))
+            (tile("Engine", &format!("{:.0}", engine.running), &format!("running, {:.0} waiting; KV cache {:.0} %", engine.waiting, engine.kv_usage * 100.0)))
         }
         @for gpu in now.gpus.as_ref().and_then(Reading::value).into_iter().flatten().take(MOST_GPUS) {
             @let util = gpu.util.value().map_or_else(|| "?".to_owned(), |util| format!("{util} %"));

@@ -1,6 +1,5 @@
 //! The text of `/metrics` before the judges: promtool, and a real Prometheus that scrapes it. Debian has both in the package
 //! `prometheus`.
-#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 use super::client::{Guest, patiently};
 use super::{Show, full};

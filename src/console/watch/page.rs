@@ -105,7 +105,7 @@ impl Copy {
                     @if let Some(started) = now.started {
                         div { dt { "Started" } dd { (started.strftime("%-d %b %Y, %H:%M UTC")) } }
                     }
-                    div { dt { "Running for" } dd { (human(at)) } }
+                    div { dt { @if now.end.is_some() { "Took" } @else { "Running for" } } dd { (human(at)) } }
                     @if let Some(left) = now.deadline_left(at).filter(|_| now.end.is_none()) { div { dt { "Until the deadline" } dd { (human(left)) } } }
                     div { dt { "Attempt" } dd { (now.attempt.max(1)) " of at most " (now.attempts.max(1)) } }
                     div { dt { "Model" } dd { (now.model) } }
