@@ -2,11 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
+#[path = "terminal_support/pty.rs"]
+mod pty;
 mod terminal_support;
 
 use e2e_support::{FAST, Place, alive, wait_for};
+use pty::Pty;
 use std::process::{Command, Stdio};
-use terminal_support::{Pty, Tmux, no_tmux};
+use terminal_support::{Tmux, no_tmux};
 use varcas_guard::event::{Event, EventKind};
 
 /// `run` with a benchmark of so many seconds on a quick simulator.

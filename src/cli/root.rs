@@ -1,6 +1,6 @@
 //! The one definition of the command line: help, man page and completions come from it.
 
-use super::{bench, check, diagnose, reap, replay, report, run, runs, salvage, status, top, traces};
+use super::{bench, check, clean, diagnose, reap, replay, report, run, runs, salvage, status, top, traces};
 use crate::error::{ExitCode, Failure};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode as ProcessExit;
@@ -29,6 +29,8 @@ enum Command {
     Status(status::Args),
     /// List runs and how they ended
     Runs(runs::Args),
+    /// Remove old runs; never a live one
+    Clean(clean::Args),
     /// Show the report of a run, also of one that was killed half-way
     Report(report::Args),
     /// Say what a vLLM server log, or a run, failed of
@@ -75,6 +77,7 @@ pub fn main(arguments: &[String]) -> ProcessExit {
         Command::Top(args) => top::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Runs(args) => runs::run(&args),
+        Command::Clean(args) => clean::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Diagnose(args) => diagnose::run(&args),
         Command::Replay(args) => replay::run(&args),

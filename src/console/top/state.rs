@@ -224,7 +224,8 @@ mod tests {
         fn no_key_scrolls_beyond_the_beginning(keys in proptest::collection::vec(-100_i64..100, 0..50), page in 0..40_usize, lines in 0..200_usize) {
             let mut state = State::default();
             for n in keys {
-                prop_assert!(state.key(if n % 2 == 0 { Key::Lines(n) } else { Key::Pages(n) }, page, lines));
+                let key = if n % 2 == 0 { Key::Lines(n) } else { Key::Pages(n) };
+                prop_assert!(state.key(key, page, lines));
                 prop_assert!(state.back <= lines.saturating_sub(page));
             }
         }
