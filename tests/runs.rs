@@ -185,7 +185,7 @@ fn top_marks_the_lines_of_a_failure_also_in_ascii_without_colours_and_after_the_
         return eprintln!("{why}");
     }
     let place = Place::new();
-    let knobs = format!("{FAST},fault=crash:oom@step:20");
+    let knobs = format!("{FAST},fault=crash(oom)@step:20");
     let done = place.run("out", &place.config(&knobs, ""), &["--duration", "30s"]).wait();
     assert_ne!(done.code, Some(0), "{}", done.told());
     let tmux = top(&place, (120, 40), &[("LC_ALL", "C"), ("NO_COLOR", "1")], "out");
