@@ -1,6 +1,7 @@
 //! guard.toml and flags become one validated `Plan`; after that nobody looks at flags again.
 
 pub mod defaults;
+pub mod disk;
 pub mod file;
 mod health;
 mod listen;
@@ -10,6 +11,7 @@ pub mod recipients;
 pub mod settings;
 pub mod values;
 
+pub use disk::DiskPlan;
 pub use health::{HealthPlan, OnHang, Patience};
 pub use listen::{ListenPlan, TOKEN_ENV};
 pub use load::{Endpoint, LoadPlan, OwnWorkload, Process};
@@ -55,6 +57,9 @@ pub struct Plan {
     pub budgets: Budgets,
     /// Pauses between attempts.
     pub backoff: BackoffPlan,
+    /// How much of the disk it may take. None in journals of runs that were not limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskPlan>,
     /// What follows from a failure. None in journals of runs that tried again without a verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyPlan>,
@@ -175,6 +180,7 @@ impl Default for Plan {
                 run: None,
             },
             backoff: BackoffPlan { initial: Duration::from_secs(5), max: Duration::from_secs(120) },
+            disk: Some(DiskPlan::default()),
             policy: Some(PolicyPlan::default()),
             listen: ListenPlan::default(),
             notify: Vec::new(),

@@ -84,3 +84,30 @@ fn a_run_without_windows_has_no_profile_and_says_so_to_who_asks() {
     assert_eq!(answer.code, Some(2));
     assert!(answer.err.contains("no trace"), "{}", answer.err);
 }
+
+#[test]
+fn windows_give_way_to_telling_ones_where_the_disk_is_limited() {
+    let place = Place::new();
+    // The run folder is larger than that before its first window, so only those stay that must.
+    let more = "[profile]\nwindow-steps = 10\nrest = \"50ms\"\n[disk]\nmax = \"1kB\"\n";
+    let done = place.run("out", &place.config(FAST, more), &["--duration", "2s"]).wait();
+    assert_eq!(done.code, Some(0), "{}", done.told());
+    let index = std::fs::read_to_string(done.out.join("attempt-1/traces/index.json")).unwrap();
+    let index: Value = serde_json::from_str(&index).unwrap();
+    let windows = index["windows"].as_array().unwrap();
+    let state = |window: &Value| window["state"].as_str().unwrap().to_owned();
+    let gone = windows.iter().filter(|window| state(window) == "removed").count();
+    let kept: Vec<&Value> = windows.iter().filter(|window| state(window) == "complete").collect();
+    assert!(gone > 0 && gone + kept.len() == windows.len(), "{index:#}");
+    assert_eq!(state(&windows[0]), "complete", "the first of the warm-up stays");
+    assert_eq!(state(windows.last().unwrap()), "complete", "the newest stays");
+    let first = windows.iter().find(|window| window["phase"] == "measuring").unwrap();
+    assert_eq!(state(first), "complete", "the first of the measurement stays");
+    assert!(kept.len() <= 4, "two phases, the newest, the largest load: {index:#}");
+    for window in &kept {
+        assert!(done.out.join("attempt-1/traces").join(window["file"].as_str().unwrap()).is_file());
+    }
+    let told = done.report()["attempts"][0].to_string();
+    assert!(told.contains("had to give way to others"), "{told}");
+    done.assert_replays(&place);
+}

@@ -12,6 +12,8 @@ use varcas_guard::supervisor::machine::Machine;
 use varcas_guard::supervisor::state::Action;
 use varcas_guard::time::{Clock, ManualClock};
 
+#[path = "machine_parts/disk.rs"]
+mod disk;
 #[path = "machine_parts/ends.rs"]
 mod ends;
 #[path = "machine_parts/hang.rs"]

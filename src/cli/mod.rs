@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod clean;
 pub mod diagnose;
 pub mod drill;
 pub mod explain;

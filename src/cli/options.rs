@@ -58,6 +58,9 @@ pub struct Options {
     /// The whole run; then everything is stopped in good order (exit code 124)
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
     pub deadline: Option<String>,
+    /// The run folder takes no more than this, e.g. 20GB: old profiler windows give way, then the run is stopped
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub max_disk: Option<String>,
     /// Change no setting for a further attempt, whatever the one before failed of
     #[arg(long)]
     pub no_mitigation: bool,
@@ -94,6 +97,7 @@ impl Options {
             ("health.rules", &self.rules),
             ("budgets.startup", &self.startup_timeout),
             ("budgets.run", &self.deadline),
+            ("disk.max", &self.max_disk),
         ];
         let mut flags: Vec<(&'static str, String)> =
             flags.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect();

@@ -1,7 +1,7 @@
 //! The one definition of the command line: help, man page and completions come from it.
 
 use super::{
-    bench, check, diagnose, drill, explain, install, notify, reap, replay, report, run, runs, salvage,
+    bench, check, clean, diagnose, drill, explain, install, notify, reap, replay, report, run, runs, salvage,
     status, top, traces,
 };
 use crate::error::{Context, ExitCode, Failure};
@@ -34,6 +34,8 @@ enum Command {
     Status(status::Args),
     /// List runs and how they ended
     Runs(runs::Args),
+    /// Remove old runs; never a live one
+    Clean(clean::Args),
     /// Show the report of a run, also of one that was killed half-way
     Report(report::Args),
     /// Say what a vLLM server log, or a run, failed of
@@ -91,6 +93,7 @@ pub fn main(arguments: &[String]) -> ProcessExit {
         Command::Top(args) => top::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Runs(args) => runs::run(&args),
+        Command::Clean(args) => clean::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Diagnose(args) => diagnose::run(&args),
         Command::Replay(args) => replay::run(&args),

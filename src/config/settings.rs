@@ -2,7 +2,7 @@
 //! flags, the error messages and the reference in the documentation all come from this table.
 
 pub use super::values::{parse_span, suggestion};
-use super::{Endpoint, OnHang, OwnWorkload, Plan, Process, ProfilePlan, ServerKind};
+use super::{Endpoint, OnHang, OwnWorkload, Plan, Process, ProfilePlan, ServerKind, disk};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ pub enum Kind {
     Span(Duration, fn(&mut Plan, Duration)),
     /// `5%` or `0.05`, within these bounds.
     Share(f64, f64, fn(&mut Plan, f64)),
+    /// `500MB`, `20GB`.
+    Size(fn(&mut Plan, u64)),
     /// A list of points in time: `10s,60s`.
     Spans(fn(&mut Plan, Vec<Duration>)),
     /// True or false.
@@ -483,6 +485,18 @@ pub const SETTINGS: &[Setting] = &[
         "the whole run; without it there is no deadline",
     ),
     setting(
+        "disk.max",
+        Some("--max-disk"),
+        Kind::Size(|p, v| disk::of(p).max = Some(v)),
+        "bytes for the run folder, like 20GB: old windows give way, then the run is stopped",
+    ),
+    setting(
+        "disk.min-free",
+        None,
+        Kind::Size(|p, v| disk::of(p).min_free = v),
+        "with less free space the run is stopped in good order",
+    ),
+    setting(
         "policy.mitigate",
         None,
         Kind::Flag(|p, v| p.policy.get_or_insert_default().mitigate = v),
@@ -569,6 +583,7 @@ pub fn set_text(plan: &mut Plan, setting: &Setting, text: &str) -> Result<(), St
             spans.sort_unstable();
             set(plan, spans);
         }
+        Kind::Size(set) => set(plan, disk::parse_size(text)?),
         Kind::Flag(set) => match text {
             "true" => set(plan, true),
             "false" => set(plan, false),

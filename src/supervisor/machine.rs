@@ -14,11 +14,11 @@ use super::family::Family;
 use super::judge;
 use super::state::{Action, DrainStep, Measuring, RunState};
 use super::steps::{afterwards, ending, enter};
+use super::stop::Stop;
 use crate::config::{OnHang, Patience, Plan};
-use crate::error::ExitCode;
 use crate::event::{
-    Ending, EventKind, Finding, Gravity, Mitigation, Outcome, Phase, ServerFacts, Suspicion, SuspicionStep,
-    Timer, Verdict, WindowEvent, signal_name,
+    Ending, EventKind, Finding, Gravity, Mitigation, Outcome, Phase, Reading, ServerFacts, Suspicion,
+    SuspicionStep, Timer, Verdict, WindowEvent,
 };
 use crate::health::assess::Assessor;
 use crate::recovery::verdict::Inquiry;
@@ -30,34 +30,11 @@ use std::time::Duration;
 const STOP_LOAD_BUDGET: Duration = Duration::from_secs(15);
 /// Beyond the planned duration and drain, when the driver itself must be stuck.
 const LOAD_SLACK: Duration = Duration::from_secs(60);
+/// A window is written before an older one gives way to it.
+const WINDOWS_GIVE_WAY: Duration = Duration::from_secs(60);
 /// What stands still waits for the evidence; what is dying does not.
 const EVIDENCE_OF_HANG: Duration = Duration::from_secs(20);
 const EVIDENCE_OF_CRASH: Duration = Duration::from_secs(3);
-/// From signal(7); a pure file does not name libc.
-const SIGINT: i32 = 2;
-
-/// Why no further attempt may follow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
-    Signal(i32),
-    Deadline,
-    /// There is no place for results any more.
-    Storage,
-}
-
-impl Stop {
-    pub(super) fn exit(self) -> (ExitCode, String) {
-        match self {
-            Self::Deadline => (ExitCode::DeadlinePassed, "the deadline for the whole run passed".to_owned()),
-            Self::Storage => (ExitCode::AttemptsFailed, "the run folder is lost".to_owned()),
-            Self::Signal(signal) => {
-                let exit = if signal == SIGINT { ExitCode::Interrupted } else { ExitCode::Terminated };
-                (exit, format!("stopped by {}", signal_name(signal)))
-            }
-        }
-    }
-}
-
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -84,6 +61,8 @@ pub struct Machine {
     pub(super) family: Family,
     /// Workers of this attempt that will record.
     pub(super) ranks: BTreeSet<u32>,
+    /// Since when more of the disk is taken than was allowed.
+    too_large: Option<Duration>,
 }
 
 impl Default for Machine {
@@ -111,6 +90,7 @@ impl Machine {
             startup: None,
             family: Family::default(),
             ranks: BTreeSet::new(),
+            too_large: None,
         }
     }
 
@@ -163,7 +143,6 @@ impl Machine {
             EventKind::EngineSampled(_)
             | EventKind::ProcessesSampled { .. }
             | EventKind::GpusSampled(_)
-            | EventKind::DiskSampled { .. }
             | EventKind::Probed { .. }
             | EventKind::SignalSent { .. }
             | EventKind::KeeperStarted { .. }
@@ -172,6 +151,7 @@ impl Machine {
             | EventKind::Profiled(_)
             | EventKind::Clue(_)
             | EventKind::GuardDied { .. } => {}
+            EventKind::DiskSampled { free, traces, logs } => self.on_disk(now, free, traces, logs, &mut out),
             EventKind::ProcessSeen { proc, ppid, comm } => self.family.seen(*proc, *ppid, comm),
             EventKind::Window(line) => {
                 if matches!(line.what, WindowEvent::Hello { .. }) {
@@ -223,6 +203,31 @@ impl Machine {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// A run without room is stopped in good order while there is still room for that.
+    fn on_disk(
+        &mut self,
+        now: Duration,
+        free: &Reading<u64>,
+        traces: &Reading<u64>,
+        logs: &Reading<u64>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(limits) = &self.plan.disk else { return };
+        if !matches!(self.state, RunState::Loading { .. } | RunState::WarmUp { .. } | RunState::Measuring(_))
+        {
+            return;
+        }
+        let taken = traces.value().unwrap_or(&0).saturating_add(*logs.value().unwrap_or(&0));
+        let since = self.too_large.filter(|_| limits.max.is_some_and(|max| taken > max));
+        self.too_large = limits.max.filter(|max| taken > *max).map(|_| since.unwrap_or(now));
+        let was_given_way = self.too_large.is_some_and(|since| now.saturating_sub(since) >= WINDOWS_GIVE_WAY);
+        match free.value() {
+            Some(free) if *free < limits.min_free => self.ask_to_stop(now, Stop::LowSpace(*free), out),
+            _ if was_given_way => self.ask_to_stop(now, Stop::TooLarge(taken), out),
+            _ => {}
         }
     }
 
@@ -559,14 +564,7 @@ impl Machine {
     }
 
     fn stopped(&self, phase: Phase) -> Ending {
-        let reason = match self.stop {
-            Some(Stop::Signal(signal)) => {
-                format!("stopped by {} during {phase}", signal_name(signal))
-            }
-            Some(Stop::Deadline) => format!("the deadline for the whole run passed during {phase}"),
-            Some(Stop::Storage) => format!("the run folder was lost during {phase}"),
-            None => format!("stopped during {phase}"),
-        };
+        let reason = self.stop.map_or_else(|| format!("stopped during {phase}"), |stop| stop.during(phase));
         ending(Outcome::Stopped, reason, phase)
     }
 }

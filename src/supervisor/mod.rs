@@ -21,4 +21,5 @@ mod returned;
 pub mod run_id;
 pub mod state;
 mod steps;
+mod stop;
 mod window_watch;

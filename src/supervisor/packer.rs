@@ -1,13 +1,18 @@
 //! Compresses finished windows while the run goes on, on a thread of the lowest priority: the benchmark comes first.
 
 use super::os;
+use super::performer::Run;
 use crate::event::{EngineSample, EventKind, Phase, Reading};
+use crate::health::disk::folder_size;
 use crate::time::wall_now;
 use crate::workload::profiler::listing::{LISTING, LoadSample, listing};
 use crate::workload::profiler::windows::{Collected, Gatherer, PHASE};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
+
+/// Of the room that is left for an attempt this part is for logs, evidence and reports.
+const FOR_OTHERS: u64 = 10;
 
 /// Lines of the index, or `None` for the end.
 pub(super) type Lines = Sender<Option<String>>;
@@ -29,9 +34,13 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    pub(super) fn start(traces: &Path) -> Self {
+    pub(super) fn start(traces: &Path, run: &Run) -> Self {
         let (lines, heard) = channel::<Option<String>>();
-        let mut gatherer = Gatherer::new(traces);
+        let room = run.plan.disk.as_ref().and_then(|disk| disk.max).map(|max| {
+            let left = max.saturating_sub(folder_size(run.dir.root()).bytes);
+            left - left / FOR_OTHERS
+        });
+        let mut gatherer = Gatherer::new(traces).with_room(room);
         let thread = std::thread::Builder::new().name("varcas-pack".to_owned()).spawn(move || {
             os::lowest_priority();
             while let Ok(Some(line)) = heard.recv() {
@@ -62,7 +71,12 @@ impl Packer {
         drop(lines.send(None));
         let gatherer = thread.and_then(|thread| thread.join().ok()).unwrap_or_else(|| Gatherer::new(&traces));
         let mut collected = gatherer.finish();
-        let made = listing(run, attempt, &collected.index, &collected.traces, &load);
+        let mut made = listing(run, attempt, &collected.index, &collected.traces, &load);
+        for listed in &mut made.windows {
+            if collected.gave_way.contains(&(listed.rank, listed.window)) {
+                listed.state = "removed".to_owned();
+            }
+        }
         let written = serde_json::to_vec_pretty(&made).map_err(std::io::Error::from).and_then(|text| {
             let unfinished = traces.join(format!(".{LISTING}.tmp"));
             std::fs::write(&unfinished, text)?;

@@ -341,7 +341,7 @@ impl Performer {
             };
         let mut senses = Vec::new();
         if run.plan.profile.mode == ProfileMode::Windows {
-            let packer = Packer::start(&dir.traces());
+            let packer = Packer::start(&dir.traces(), run);
             let following = follow_windows(dir.traces(), closing_seen, packer.lines(), self.facts.clone());
             senses.push(Task(tokio::spawn(following)));
             self.packer = Some(packer);

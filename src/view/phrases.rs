@@ -204,7 +204,7 @@ pub fn so_far(now: &Now) -> Option<(Tone, String)> {
         return Some((tone, format!("{}: {} (exit code {})", end.outcome, end.reason, end.exit_code)));
     }
     if now.guard_died {
-        return Some((Tone::Bad, "the guard died; its keeper ended the server".to_owned()));
+        return Some((Tone::Bad, "the guard died, and what it had left was ended".to_owned()));
     }
     if let Some(verdict) = &now.verdict {
         let text = format!("{}, {}: {}", verdict.cause, verdict.confidence, verdict.explanation);

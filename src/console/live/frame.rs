@@ -106,10 +106,15 @@ fn rows(now: &Now, at: Duration, width: usize, able: Abilities) -> Vec<Row> {
     if let Some(bar) = bar(now, at, width, able) {
         time = format!("{bar} {time}");
     }
-    if let Some(deadline) = phrases::deadline(now, at) {
-        time += &format!(" {} {deadline}", dot(able));
+    // Where there is no room beside the time, it is the first thing to go.
+    let mut deadline = phrases::deadline(now, at);
+    if let Some(text) = deadline.take_if(|text| time.width() + text.width() + 3 + LABEL <= width) {
+        time += &format!(" {} {text}", dot(able));
     }
     say(0, 2, "time", Tone::Plain, time);
+    if let Some(text) = deadline {
+        say(9, 1, "", Tone::Plain, text);
+    }
     let serves = matches!(now.phase, Some(Phase::WarmUp | Phase::Measuring | Phase::Flushing));
     if let Some((tone, text)) = phrases::requests(now) {
         say(2, 2, "requests", tone, text);

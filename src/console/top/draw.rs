@@ -142,7 +142,7 @@ fn head(state: &State, look: &Look, at: Duration, size: Size) -> Vec<Line<'stati
         Standing::Running => (Tone::Plain, "running"),
         Standing::Finished => (Tone::Plain, "finished"),
         Standing::Interrupted if state.now.guard_died => {
-            (Tone::Bad, "the guard died, its keeper ended the server")
+            (Tone::Bad, "the guard died, and what it had left was ended")
         }
         Standing::Interrupted => (Tone::Bad, "the guard is gone: nobody watches this run any more"),
     };
@@ -543,3 +543,7 @@ fn findings(state: &State) -> Vec<(Tone, String)> {
     }
     out
 }
+
+#[cfg(test)]
+#[path = "draw_tests.rs"]
+mod tests;

@@ -53,7 +53,7 @@ pub struct Listed {
     pub window: u32,
     /// Rank of the worker.
     pub rank: u32,
-    /// `complete`, `open` (lost with its worker), `failed`, or `missing`.
+    /// `complete`, `open` (lost with its worker), `failed`, `removed` (to make room), or `missing`.
     pub state: String,
     /// The file, when there is a complete one.
     #[serde(skip_serializing_if = "Option::is_none")]

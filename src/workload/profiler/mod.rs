@@ -8,5 +8,6 @@ pub mod folder;
 pub mod listing;
 pub mod merge;
 pub mod read;
+pub mod retention;
 pub mod summary;
 pub mod windows;

@@ -7,6 +7,7 @@ use super::analyse::{Analyser, WindowProfile};
 use super::composition::{self, Facts};
 use super::merge::MERGED;
 use super::read::read;
+use super::retention::{self, Kept};
 use super::summary::Aggregate;
 #[cfg(doc)]
 use crate::event::Phase;
@@ -133,6 +134,8 @@ pub struct Collected {
     pub profile: Option<ProfileSummary>,
     /// The text of the workers' index.
     pub index: String,
+    /// Rank and window of those that had to give way to others.
+    pub gave_way: BTreeSet<(u32, u32)>,
 }
 
 /// Checks, counts and compresses the windows in `traces`; returns the complete ones and, in words, everything else. Can be
@@ -154,6 +157,12 @@ pub struct Gatherer {
     /// Files that were taken, under the names that the workers gave them.
     taken: BTreeSet<String>,
     problems: Vec<String>,
+    /// Bytes for all windows together.
+    room: Option<u64>,
+    /// Phase and load of each window, as far as the workers told.
+    told: BTreeMap<u32, (String, u64)>,
+    gave_way: BTreeSet<(u32, u32)>,
+    freed: u64,
 }
 
 impl Gatherer {
@@ -164,22 +173,73 @@ impl Gatherer {
             found: Found::default(),
             taken: BTreeSet::new(),
             problems: Vec::new(),
+            room: None,
+            told: BTreeMap::new(),
+            gave_way: BTreeSet::new(),
+            freed: 0,
         }
+    }
+
+    /// All windows together take no more than this; see [`retention`].
+    #[must_use]
+    pub fn with_room(self, room: Option<u64>) -> Self {
+        Self { room, ..self }
+    }
+
+    /// Removes windows for which there is no room.
+    fn make_room(&mut self) {
+        let Some(room) = self.room else { return };
+        let mut windows: BTreeMap<u32, Kept> = BTreeMap::new();
+        for trace in &self.found.list {
+            let Some((_, window)) = parse_name(&trace.file) else { continue };
+            let kept = windows.entry(window).or_insert_with(|| {
+                let (phase, load) = self.told.get(&window).cloned().unwrap_or_default();
+                Kept { phase, load, bytes: 0 }
+            });
+            kept.bytes = kept.bytes.saturating_add(trace.bytes);
+        }
+        let gone: BTreeSet<u32> = retention::give_way(&windows, room).into_iter().collect();
+        let Self { traces, found, problems, gave_way, freed, .. } = self;
+        found.list.retain(|trace| {
+            let Some(place) = parse_name(&trace.file).filter(|(_, window)| gone.contains(window)) else {
+                return true;
+            };
+            match fs::remove_file(traces.join(&trace.file)) {
+                Ok(()) => {
+                    gave_way.insert(place);
+                    *freed += trace.bytes;
+                    false
+                }
+                Err(error) => {
+                    problems.push(format!("{}: cannot be removed to make room: {error}", trace.file));
+                    true
+                }
+            }
+        });
     }
 
     /// Takes a line of the index. The window that it calls closed is checked, counted and compressed; one that cannot be is left
     /// to [`Self::finish`].
     pub fn hear(&mut self, line: &str) {
         self.found.facts.push(line);
-        if let Some(WindowLine { what: WindowEvent::Closed { file, .. }, .. }) = parse_line(line)
+        if let Some(WindowLine {
+            what: WindowEvent::Closed { window, file, first_step, last_step, content, .. },
+            ..
+        }) = parse_line(line)
             && parse_name(&file).is_some()
             && !self.taken.contains(&file)
         {
+            let tokens =
+                |step: &[Option<u32>; 3]| u64::from(step[0].unwrap_or(0)) + u64::from(step[1].unwrap_or(0));
+            let load =
+                content.batch.iter().map(tokens).sum::<u64>().max(last_step.saturating_sub(first_step));
+            self.told.entry(window).or_insert((content.phase, load));
             let mut told = Vec::new();
             if collect_plain(&self.traces, &file, &mut self.found, &mut told) {
                 self.taken.insert(file);
                 self.problems.append(&mut told);
             }
+            self.make_room();
         }
     }
 
@@ -196,7 +256,7 @@ impl Gatherer {
             }
         };
         self.found.facts = composition::parse(&text);
-        let index = parse_index(&text);
+        let mut index = parse_index(&text);
         let names = match list(traces) {
             Ok(names) => names,
             Err(error) => {
@@ -226,13 +286,21 @@ impl Gatherer {
                     .push(format!("{name}: {size} bytes of a file whose writer was stopped; left as it is"));
             }
         }
+        if !self.gave_way.is_empty() {
+            let (files, freed) = (self.gave_way.len(), self.freed);
+            problems.push(format!(
+                "{files} traces ({freed} bytes) had to give way to others: the newest, the one under the largest load and the \
+                 first of each phase were kept"
+            ));
+        }
+        index.windows.retain(|place, _| !self.gave_way.contains(place));
         let Found { list: mut traces, profile, .. } = self.found;
         for trace in &mut traces {
             annotate(trace, &index);
         }
         traces.sort_by(|a, b| (a.window, a.rank, &a.file).cmp(&(b.window, b.rank, &b.file)));
         report_fates(&index, &names, &mut problems);
-        Collected { traces, problems, profile: profile.finish(), index: text }
+        Collected { traces, problems, profile: profile.finish(), index: text, gave_way: self.gave_way }
     }
 }
 
