@@ -82,6 +82,10 @@ fn toml_of(value: &Value, kind: &Kind) -> Option<String> {
     let span = |seconds: f64| format!("\"{}\"", short(Duration::from_secs_f64(seconds)));
     Some(match (kind, value) {
         (_, Value::Null) => return None,
+        // Empty: filled with something when it is needed.
+        (_, Value::Array(items)) if items.is_empty() => return None,
+        // The word stands for other settings.
+        (Kind::Choice(..), value) if !value.is_string() => return None,
         (Kind::Span(..), Value::Number(number)) => span(number.as_f64()?),
         (Kind::Size(_), Value::Number(number)) => format!("\"{}MB\"", number.as_u64()? / 1_000_000),
         (Kind::Spans(_), Value::Array(items)) => {

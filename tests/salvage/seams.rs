@@ -186,7 +186,7 @@ fn a_trace_that_repeats_itself_loses_nothing() {
 #[test]
 fn bytes_removed_or_doubled_at_random_leave_next_to_no_false_event() {
     let bench = Bench::new();
-    let rounds = std::env::var("SALVAGE_ROUNDS").map_or(150, |n| n.parse().unwrap());
+    let rounds = std::env::var("SALVAGE_ROUNDS").map_or(100, |n| n.parse().unwrap());
     let (text, _) = gpu(150);
     for (double, seed) in [(false, 11), (true, 12)] {
         let mut rng = rng(seed);
