@@ -48,7 +48,8 @@ pub enum Message {
 pub fn show(run: String, news: &Receiver<Message>) -> io::Result<()> {
     let look = Look { able: Abilities::of(io::stdout()), run };
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP, signal_hook::consts::SIGINT] {
+    // Not SIGHUP: when the terminal is gone there is nothing to give back, and waiting for its keys would never end.
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     let mut terminal = ratatui::try_init()?;
