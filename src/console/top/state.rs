@@ -98,10 +98,8 @@ impl State {
                 self.log.clear();
                 self.log_of = event.attempt;
             }
-            EventKind::Finding(finding) => {
-                if self.marks.len() < MARKS {
-                    self.marks.insert(finding.offset, finding.gravity);
-                }
+            EventKind::Finding(finding) if self.marks.len() < MARKS => {
+                self.marks.insert(finding.offset, finding.gravity);
             }
             _ => {}
         }
