@@ -315,7 +315,7 @@ fn windows(state: &State, track: &Track, look: &Look, width: usize) -> Vec<Line<
     ] {
         let text = band(spans, track.length(), columns.saturating_sub(label), look.able.unicode);
         out.push(Line::from(vec![
-            span(Paint::Faint, &format!(" {name:<w$}", w = label - 1), look.able),
+            span(Paint::Faint, &format!(" {name:<w$}", w = label.saturating_sub(1)), look.able),
             span(Paint::Tone(paint), &text, look.able),
         ]));
     }

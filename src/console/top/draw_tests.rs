@@ -94,7 +94,7 @@ fn screen(state: &State, columns: u16, rows: u16, unicode: bool) -> String {
 #[test]
 fn a_screen_of_eighty_columns_has_charts_the_log_with_its_mark_and_the_keys() {
     let mut state = busy("words");
-    state.back = 30;
+    state.back = 36;
     let shown = screen(&state, 80, 24, true);
     assert!(shown.starts_with("running  /runs/tonight"), "{shown}");
     assert!(
