@@ -388,7 +388,7 @@ fn a_standstill_inside_a_window_that_is_being_written_is_a_stalled_flush() {
     let line = |what| EventKind::Window(WindowLine { rank: 0, pid: 71, t: 1.0, what });
     let flushing = line(WindowEvent::Flushing { window: 3 });
     let failed = line(WindowEvent::Failed { window: 3, error: "x".to_owned() });
-    assert_eq!(verdict(&[flushing.clone()], Outcome::Hang).cause, "profiler-flush-stall");
+    assert_eq!(verdict(std::slice::from_ref(&flushing), Outcome::Hang).cause, "profiler-flush-stall");
     assert_eq!(verdict(&[flushing, failed], Outcome::Hang).cause, "engine-hang");
 }
 
