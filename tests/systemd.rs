@@ -1,5 +1,4 @@
 //! What systemd is told of a run, and the units that start one.
-#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 
