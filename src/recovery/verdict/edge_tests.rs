@@ -102,7 +102,7 @@ fn a_process_that_vanished_was_killed_only_if_a_line_says_so() {
         9,
         "Engine core proc died unexpectedly",
     );
-    assert_eq!(cause(&[gone.clone()]), UNDETERMINED);
+    assert_eq!(cause(std::slice::from_ref(&gone)), UNDETERMINED);
     assert_eq!(cause(&[gone, says]), KILLED);
     // A clean end of the server alone, without its farewell, says nothing.
     assert_eq!(cause(&[died(API, "python3", ExitHow::Code { code: 0 })]), UNDETERMINED);
@@ -227,7 +227,7 @@ fn a_standstill_says_whether_a_request_was_answered_and_how_long_it_was_borne() 
     let failed = [act.clone(), probed(Some("no answer"))];
     assert!(has(&failed, Outcome::Hang, "a request for one token failed: no answer"));
     assert!(has(&[act.clone(), probed(None)], Outcome::Hang, "was answered all the same"));
-    assert!(has(&[act.clone()], Outcome::Hang, "it was borne for 60 s"));
+    assert!(has(std::slice::from_ref(&act), Outcome::Hang, "it was borne for 60 s"));
     assert!(!has(&failed, Outcome::Crash, "borne"), "a crash is no standstill");
     let moved = [act, stood(SuspicionStep::Cleared)];
     assert!(!has(&moved, Outcome::Hang, "borne"), "it moved again");

@@ -72,7 +72,7 @@ fn suspects_beside_a_death_are_not_its_reason() {
     let beside = line("profiler-failed", "profiler-failed", Gravity::Suspect, 1, "x");
     let dead =
         line("engine-fatal", Finding::ENGINE_DEAD, Gravity::Fatal, 9, "Engine core proc died unexpectedly");
-    assert_eq!(cause(&[beside.clone()]), "profiler-failed");
+    assert_eq!(cause(std::slice::from_ref(&beside)), "profiler-failed");
     assert_eq!(cause(&[beside, dead.clone()]), KILLED);
     assert!(is_beside("kineto-thread-mismatch") && !is_beside("cuda-oom"));
     // A module that was missed long before the engine failed of something else.
