@@ -1,5 +1,6 @@
 //! The drill itself, run as a user runs it: what it finds, what it says of a wrong expectation and of a leak, and that
 //! nothing is left when it is broken off.
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 
@@ -69,7 +70,7 @@ fn a_selection_is_survived_and_every_run_says_what_it_saw() {
     let sums = &last["summary"];
     assert_eq!((&sums["wrong"], &sums["leaks"], &sums["false_kills"]), (&0.into(), &0.into(), &0.into()));
     assert_eq!(sums["runs"], FEW.len());
-    assert_eq!(folders(&place), [PathBuf::new(); 0]);
+    assert_eq!(folders(&place), Vec::<PathBuf>::new());
     place.assert_no_shm();
 }
 
@@ -240,7 +241,7 @@ fn broken_off_or_killed_it_leaves_nothing_behind() {
         wait_for("everybody to be gone", || below(&place).is_empty().then_some(()));
         if signal != 9 {
             // Killed, it cannot remove its folder.
-            assert_eq!(folders(&place), [PathBuf::new(); 0]);
+            assert_eq!(folders(&place), Vec::<PathBuf>::new());
         }
         place.assert_no_shm();
     }

@@ -1,6 +1,5 @@
 //! A full disk: the journal tells how the run ended, what the benchmark measured is kept, and nothing that is written
 //! later is mixed up with what could not be written.
-#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 mod storage_support;

@@ -1,5 +1,4 @@
 //! What `run` prints: a view on a terminal, plain lines and JSON elsewhere, and never anything that holds up the run.
-#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
 mod e2e_support;
 #[path = "terminal_support/pty.rs"]

@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The writing end. One line is one `write`, so a second writer (the keeper, after the guard's death) cannot mix in.
 /// A write survives the death of this process; to survive a power cut it must also be synced. Threads do both
-/// ([`scribe`]), because nothing may hold up a kill.
+/// (`scribe.rs`), because nothing may hold up a kill.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,

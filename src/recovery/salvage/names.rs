@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_name_with_a_word_of_two_halves_is_found_if_the_launch_is_that_of_the_second() {
-        let joined = (&*format!("{}{}", &ADD.0[..7], &REDUCE.0[8..]), REDUCE.1);
+        let joined = (&*format!("{}{}", &ADD.0[..7], &REDUCE.0[7..]), REDUCE.1);
         assert_eq!(joined.0.split('<').next(), Some("void veduce"));
         assert_eq!(names(&[ADD, REDUCE, joined]).verdict(), [2]);
         assert_eq!(names(&[ADD, REDUCE, (joined.0, 99)]).verdict(), Vec::<u64>::new());

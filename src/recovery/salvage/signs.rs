@@ -6,7 +6,7 @@
 //!   id;
 //! - times have three decimals, and all of a trace about the same length;
 //! - a kernel, a copy, a call has all its `args`, each once;
-//! - a call has one number (`cbid`), which has one name; a kernel's name is a name ([`super::names`]);
+//! - a call has one number (`cbid`), which has one name; a kernel's name is a name (`names.rs`);
 //! - no event comes twice.
 //!
 //! The walk only takes notes. What they come to is asked at its end, when it is known what this trace does everywhere else: a rule

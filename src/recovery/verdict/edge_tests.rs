@@ -84,9 +84,10 @@ fn only_deaths_that_count_are_heard() {
     assert_eq!(supports(&[died(API, "python3", code)]), 1);
     let struck = EventKind::SignalSent { signal: 9, targets: vec![ENGINE], why: String::new() };
     assert_eq!(supports(&[struck, died(ENGINE, "VLLM::EngineCor", SIGKILL)]), 0, "ours");
+    let others = EventKind::SignalSent { signal: 9, targets: vec![API], why: String::new() };
     let late = verdict_in(
         Phase::Draining,
-        &[died(ENGINE, "VLLM::EngineCor", SIGKILL)],
+        &[others, died(ENGINE, "VLLM::EngineCor", SIGKILL)],
         &ending(Outcome::Crash, Phase::Measuring),
     );
     assert_eq!(late.supports, ["it ended"], "what dies while cleaning up");
