@@ -65,6 +65,12 @@ pub const SETTINGS: &[Setting] = &[
         "attempts after the first",
     ),
     setting(
+        "notify",
+        Some("--notify"),
+        Kind::Tables(|p, v| p.notify_tables = v),
+        "[[notify]] tables: who is told of the run",
+    ),
+    setting(
         "server.kind",
         Some("--server"),
         Kind::Choice(&["vllm", "sim", "command"], |p, v| {
@@ -179,7 +185,7 @@ pub const SETTINGS: &[Setting] = &[
         "listen.token-env",
         None,
         Kind::Text(|p, v| p.listen.token_env = Some(v)),
-        "environment variable that holds the token",
+        "environment variable that holds the token: VARCAS_GUARD_LISTEN_TOKEN if not set",
     ),
     setting(
         "listen.token-file",
@@ -188,16 +194,10 @@ pub const SETTINGS: &[Setting] = &[
         "file that holds the token",
     ),
     setting(
-        "notify",
-        Some("--notify"),
-        Kind::Tables(|p, v| p.notify_tables = v),
-        "[[notify]] tables: who is told of the run",
-    ),
-    setting(
         "notifications.grace",
         None,
         Kind::Span(Duration::ZERO, |p, v| p.notify_grace = v),
-        "how long the end of a run waits for messages that are not delivered yet",
+        "how long the end of a run waits for messages that are not delivered yet: 10 s if not set",
     ),
     setting(
         "load.duration",
