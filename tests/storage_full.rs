@@ -31,12 +31,12 @@ fn a_journal_that_finds_no_room_for_a_while_loses_nothing_and_has_no_torn_line()
     done.assert_replays(&place);
 }
 
-/// A real disk of 600 MB, which is filled to the last byte while the benchmark runs. The mount is in a namespace of its
-/// own and ends with it.
+/// A real disk of 600 MB, which is filled to the last byte while the benchmark runs, and a run that is not to stop for
+/// that. The mount is in a namespace of its own and ends with it.
 #[test]
 fn on_a_disk_that_fills_up_the_results_the_journal_and_the_report_are_kept() {
     let place = Place::new();
-    let config = place.config(FAST, "[profile]\nmode = \"off\"\n");
+    let config = place.config(FAST, "[profile]\nmode = \"off\"\n[disk]\nmin-free = \"0MB\"\n");
     let (port, config) = (place.port.to_string(), config.to_string_lossy().into_owned());
     let script = r#"
 mkdir disk && mount -t tmpfs -o size=600m none disk || exit 77
