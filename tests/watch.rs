@@ -213,7 +213,9 @@ fn names_that_may_point_anywhere_are_not_served() {
     }
     assert_eq!(show.guest().raw("GET /metrics HTTP/1.0\r\n\r\n").status, 421);
     assert_eq!(
-        show.guest().raw("GET http://evil.example/metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").status,
+        show.guest()
+            .raw("GET http://evil.example/metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .status,
         421
     );
 }
