@@ -36,6 +36,22 @@ fn proc(pid: i32) -> ProcId {
     ProcId { pid, start: 7 }
 }
 
+/// The engine's process in this state.
+fn engine_in(state: char) -> ProcSample {
+    ProcSample {
+        proc: proc(11),
+        ppid: 10,
+        comm: "VLLM::EngineCore".into(),
+        state,
+        cpu_s: 1.0,
+        rss: 1 << 30,
+        threads: 4,
+        read_bytes: None,
+        written_bytes: None,
+        wchan: None,
+    }
+}
+
 fn started(plan: Plan) -> EventKind {
     EventKind::RunStarted {
         run_id: "r".into(),
@@ -143,19 +159,7 @@ impl Driven {
         let phase = self.machine.phase();
         for second in 0..seconds {
             self.clock.advance(Duration::from_millis(980));
-            let sample = ProcSample {
-                proc: proc(11),
-                ppid: 10,
-                comm: "VLLM::EngineCore".into(),
-                state,
-                cpu_s: 1.0,
-                rss: 1 << 30,
-                threads: 4,
-                read_bytes: None,
-                written_bytes: None,
-                wchan: None,
-            };
-            self.give(EventKind::ProcessesSampled { processes: vec![sample] });
+            self.give(EventKind::ProcessesSampled { processes: vec![engine_in(state)] });
             if let Some(kind) = each(second).filter(|_| self.machine.phase() == phase) {
                 self.give(kind);
             }

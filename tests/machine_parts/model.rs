@@ -49,18 +49,6 @@ fn rare_input() -> impl Strategy<Value = EventKind> {
         Just("kineto-thread-mismatch"),
         Just("profiler-flush-stall"),
     ];
-    let sample = |state| ProcSample {
-        proc: proc(11),
-        ppid: 10,
-        comm: "VLLM::EngineCore".into(),
-        state,
-        cpu_s: 1.0,
-        rss: 1 << 30,
-        threads: 4,
-        read_bytes: None,
-        written_bytes: None,
-        wchan: None,
-    };
     prop_oneof![
         (gravity, cause, 0..200u64).prop_map(|(gravity, cause, number)| line(gravity, cause, number)),
         (0..4u32).prop_map(|rank| {
@@ -74,7 +62,7 @@ fn rare_input() -> impl Strategy<Value = EventKind> {
             what: WindowEvent::Flushing { window }
         })),
         prop_oneof![Just('T'), Just('S'), Just('R'), Just('D')]
-            .prop_map(move |state| EventKind::ProcessesSampled { processes: vec![sample(state)] }),
+            .prop_map(move |state| EventKind::ProcessesSampled { processes: vec![engine_in(state)] }),
         (0..3u32).prop_map(|n| {
             let sample = EngineSample { iterations: f64::from(n), running: 1.0, ..EngineSample::default() };
             EventKind::EngineSampled(Reading::Value(sample))
