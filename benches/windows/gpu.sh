@@ -44,13 +44,16 @@ elif [ "$part" = 2 ]; then
   pairs stacks stock http://127.0.0.1:8108 1 4 &
   comparisons
 else
-  # Memory over more than 200 windows within a budget; what stays at rest after windows.
-  start soak 8109 $W VARCAS_PROFILE_BUDGET=0.20 VARCAS_WINDOW_STEPS=${SOAK_STEPS:-6}
+  # Memory over more than 200 windows within a budget, beside a server that makes none; what stays at rest after windows.
+  for name in soak:8109 without:8110; do
+    start "${name%:*}" "${name#*:}" $W VARCAS_PROFILE_BUDGET=0.20 VARCAS_WINDOW_STEPS=${SOAK_STEPS:-6}
+  done
   start never 8100 late.Worker
   start after 8105 late.Worker VARCAS_PROFILE_BUDGET=0.20
   start teardown 8106 late.Worker VARCAS_PROFILE_BUDGET=0.20 TEARDOWN_CUPTI=1
-  ready 8109 8100 8105 8106 || { save "$out"; exit 1; }
-  pairs soak soak http://127.0.0.1:8109 "$WORK/soak" ${SOAK:-400} &
+  ready 8109 8110 8100 8105 8106 || { save "$out"; exit 1; }
+  pairs soak soak http://127.0.0.1:8109 "$WORK/soak" ${SOAK:-400} measuring &
+  pairs without soak http://127.0.0.1:8110 "$WORK/without" ${SOAK:-400} loading &
   # Something else may run beside this part at first.
   sleep "${REST_AFTER:-0}"
   pairs rest rest ${quick:-10} ${SECONDS_ON:-8} "http://127.0.0.1:8100=$WORK/never" "http://127.0.0.1:8105=$WORK/after" "http://127.0.0.1:8106=$WORK/teardown" &
