@@ -82,18 +82,20 @@ fn follow_journal(dir: &RunDir, tell: &SyncSender<Message>, known: &Mutex<Known>
         for line in lines {
             // A line of a newer version is not for us.
             let Ok(event) = serde_json::from_str::<Event>(&line.text) else { continue };
-            {
-                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-                known.attempt = known.attempt.max(event.attempt);
-                match &event.kind {
-                    EventKind::RunStarted { guard, .. } => known.guard = Some(*guard),
-                    EventKind::RunFinished { .. } | EventKind::GuardDied { .. } => known.over = true,
-                    _ => {}
-                }
-            }
+            let attempt = event.attempt;
+            let guard = match &event.kind {
+                EventKind::RunStarted { guard, .. } => Some(*guard),
+                _ => None,
+            };
+            let over = matches!(event.kind, EventKind::RunFinished { .. } | EventKind::GuardDied { .. });
             if tell.send(Message::Event(Box::new(event))).is_err() {
                 return;
             }
+            // Only now: lines of the log of an attempt that has not begun on the screen would be thrown away.
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.attempt = known.attempt.max(attempt);
+            known.guard = guard.or(known.guard);
+            known.over |= over;
         }
     }
 }
@@ -104,9 +106,11 @@ fn follow_log(dir: &RunDir, tell: &SyncSender<Message>, known: &Mutex<Known>) {
     let mut told = None;
     loop {
         let now = *known.lock().unwrap_or_else(PoisonError::into_inner);
-        let alive = !now.over && now.guard.is_some() && is_guarded(dir, now.guard);
-        if told.replace(alive) != Some(alive) && tell.send(Message::Alive(alive)).is_err() {
-            return;
+        if now.guard.is_some() {
+            let orphaned = !now.over && !is_guarded(dir, now.guard);
+            if told.replace(orphaned) != Some(orphaned) && tell.send(Message::Orphaned(orphaned)).is_err() {
+                return;
+            }
         }
         if now.attempt > 0 {
             if log.attempt != now.attempt {

@@ -41,8 +41,8 @@ pub enum Message {
         /// The lines.
         lines: Vec<LogLine>,
     },
-    /// Whether the guard lives.
-    Alive(bool),
+    /// Whether the guard was found dead in the middle of the run.
+    Orphaned(bool),
     /// The journal cannot be read.
     Trouble(Option<String>),
 }
@@ -109,7 +109,7 @@ fn attend(
             match message {
                 Message::Event(event) => state.event(&event),
                 Message::Log { attempt, anew, lines } => state.log(attempt, anew, lines),
-                Message::Alive(alive) => state.alive = alive,
+                Message::Orphaned(orphaned) => state.orphaned = orphaned,
                 Message::Trouble(trouble) => state.trouble = trouble,
             }
         }

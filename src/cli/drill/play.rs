@@ -381,15 +381,15 @@ async fn left_behind(
     loop {
         let guards = shared.guards.borrow().clone();
         let living = leaks::processes(run_id.as_deref(), &place.root, &guards);
-        if living.is_empty() {
+        if living.is_empty() || began.elapsed() > leaks::GRACE * 2 {
             break;
         }
-        if began.elapsed() > leaks::GRACE {
+        // Told once and ended; then its death is waited for, or it would be told again as an orphan.
+        if leaks.is_empty() && began.elapsed() > leaks::GRACE {
             leaks.extend(
                 living.iter().map(|process| format!("process {} ({})", process.id.pid, process.comm)),
             );
             leaks::end(&living);
-            break;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }

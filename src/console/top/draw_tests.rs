@@ -75,7 +75,6 @@ fn busy(words: &str) -> State {
     let lines =
         (0..40).map(|n| LogLine { offset: n * 20, text: format!("\u{1b}[31mline {n}\u{1b}[0m {words}") });
     state.log(1, false, lines.collect());
-    state.alive = true;
     state
 }
 
@@ -103,6 +102,14 @@ fn a_screen_of_eighty_columns_has_charts_the_log_with_its_mark_and_the_keys() {
     );
     assert!(shown.contains("!! line 1 words"), "{shown}");
     assert!(shown.lines().last().unwrap().starts_with("q quit"), "{shown}");
+}
+
+#[test]
+fn a_guard_is_called_gone_only_when_it_was_looked_for_and_not_found() {
+    let mut state = busy("words");
+    assert!(screen(&state, 80, 24, true).starts_with("running  "));
+    state.orphaned = true;
+    assert!(screen(&state, 80, 24, true).starts_with("the guard is gone"));
 }
 
 #[test]

@@ -73,8 +73,8 @@ pub struct State {
     pub now: Now,
     /// Measurements over time.
     pub series: Series,
-    /// Whether anybody guards the run.
-    pub alive: bool,
+    /// Nobody guards the run any more.
+    pub orphaned: bool,
     /// What is wrong with the journal itself.
     pub trouble: Option<String>,
     /// The end of the log.
@@ -135,7 +135,7 @@ impl State {
 
     /// See [`Standing`].
     pub fn standing(&self) -> Standing {
-        standing(&self.now, self.alive)
+        standing(&self.now, !self.orphaned)
     }
 
     /// The moment that is shown: time stands still when nobody guards the run.
