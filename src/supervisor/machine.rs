@@ -559,6 +559,9 @@ impl Machine {
                 let what = format!("the run folder was lost: {error}");
                 self.kill(now, afterwards(Ending { outcome: Outcome::Degraded, ..ending }, &what), false, out)
             }
+            RunState::Draining { ending, load_open, step: DrainStep::Saving, .. } => {
+                self.sigkill(now, ending, load_open, out)
+            }
             other => other,
         };
     }
