@@ -330,9 +330,8 @@ impl Performer {
                 None
             }
         };
-        let rules = Arc::clone(&run.rules);
         let log_watch =
-            match LogWatch::spawn(dir.server_log(), rules, self.log_phase.subscribe(), self.facts.clone()) {
+            match LogWatch::spawn(dir.server_log(), &run.rules, self.log_phase.subscribe(), self.facts.clone()) {
                 Ok(watch) => Some(watch),
                 Err(error) => {
                     self.trouble("watch the server's log", &error);
