@@ -56,7 +56,8 @@ const FORMS: [&str; 7] = [
     r"(?i)(?-u:\b)(?:[a-z][a-z0-9+.-]*://[^/\s:@]*:(?P<s>[^/\s@]{3,})@|https://(?:hooks\.slack\.com|discord(?:app)?\.com/api/webhooks)/(?P<t>[\w/-]{6,}))",
 ];
 
-static KNOWN_FORMS: LazyLock<Vec<Form>> = LazyLock::new(|| FORMS.iter().filter_map(|form| Form::new(form)).collect());
+static KNOWN_FORMS: LazyLock<Vec<Form>> =
+    LazyLock::new(|| FORMS.iter().filter_map(|form| Form::new(form)).collect());
 
 /// One of [`FORMS`], and the groups that hold the secret.
 #[derive(Debug)]
@@ -112,7 +113,8 @@ fn spare() -> std::sync::MutexGuard<'static, Vec<Vec<Memory>>> {
 fn find_forms(text: &[u8], spans: &mut Vec<Range<usize>>) {
     let kept = spare().pop();
     let mut memory = kept.unwrap_or_else(|| {
-        let of = |form: &Form| Memory { cache: form.regex.create_cache(), captures: form.regex.create_captures() };
+        let of =
+            |form: &Form| Memory { cache: form.regex.create_cache(), captures: form.regex.create_captures() };
         KNOWN_FORMS.iter().map(of).collect()
     });
     for (form, memory) in KNOWN_FORMS.iter().zip(&mut memory) {

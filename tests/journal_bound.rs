@@ -62,7 +62,8 @@ fn samples(second: u32) -> [EventKind; 3] {
 fn write(path: &Path, seconds: u32) -> usize {
     let mut plan = Plan { retries: 1, output: path.parent().unwrap().to_owned(), ..Plan::default() };
     plan.profile.mode = ProfileMode::Off;
-    let mut journal = Journal::with_limits(path, Arc::new(|problem| panic!("{problem:?}")), WHOLE, FULL).unwrap();
+    let mut journal =
+        Journal::with_limits(path, Arc::new(|problem| panic!("{problem:?}")), WHOLE, FULL).unwrap();
     let (mut machine, clock, mut count) = (Machine::new(), ManualClock::new(), 0);
     let mut give = |kind: EventKind, pause: u64| {
         clock.advance(Duration::from_millis(pause));
@@ -176,13 +177,17 @@ fn a_run_ten_times_as_long_does_not_take_more_than_the_limit_and_a_word_for_each
         .sum();
     assert!(size < FULL + beyond, "{size} bytes, of which {beyond} of milestones");
     assert!(given > 10 * read.events.len(), "{given} events, {} written", read.events.len());
-    let story = ["started", "thinned", "thinned", "ending", "ended", "judged", "decided", "started", "ending"];
+    let story =
+        ["started", "thinned", "thinned", "ending", "ended", "judged", "decided", "started", "ending"];
     assert_eq!(milestones(&read.events), [&story[..], &["ended", "decided", "finished"]].concat());
 
     // And everybody can read it.
     assert!(ask(&["replay"], &run).contains("is not compared"));
     let report: serde_json::Value = serde_json::from_str(&ask(&["report", "--json"], &run)).unwrap();
-    assert_eq!((&report["outcome"], report["attempts"].as_array().map(Vec::len)), (&"success".into(), Some(2)));
+    assert_eq!(
+        (&report["outcome"], report["attempts"].as_array().map(Vec::len)),
+        (&"success".into(), Some(2))
+    );
     assert!(ask(&["report", "--format", "text"], &run).contains("success"));
     assert!(ask(&["runs"], &run).contains("success"));
     assert!(ask(&["status"], &run).contains("success"));
@@ -192,7 +197,7 @@ fn a_run_ten_times_as_long_does_not_take_more_than_the_limit_and_a_word_for_each
 fn a_run_that_stays_below_the_limit_is_written_whole() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events.jsonl");
-    let given = write(&path, 100);
+    let given = write(&path, 60);
     let read = journal::read(&path).unwrap();
     assert_eq!(read.events.len(), given);
     assert!(read.events.iter().all(|event| !matches!(event.kind, EventKind::JournalThinned { .. })));

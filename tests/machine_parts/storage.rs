@@ -66,7 +66,11 @@ fn a_folder_that_is_lost_after_the_benchmark_takes_the_success_away() {
         assert_only_the_kill(&run);
         run.clean_up(2);
         assert_eq!(run.exit_code(), Some(75), "what was measured cannot be kept");
-        assert!(reason(&run).ends_with("afterwards, the run folder was lost: it was removed"), "{}", reason(&run));
+        assert!(
+            reason(&run).ends_with("afterwards, the run folder was lost: it was removed"),
+            "{}",
+            reason(&run)
+        );
     }
 }
 
@@ -147,11 +151,19 @@ fn a_replay_of_a_run_whose_folder_was_lost_concludes_the_same() {
             _ => None,
         });
         for kind in std::iter::once(fact).chain(concluded) {
-            journal.push(Event { v: JOURNAL_VERSION, seq: journal.len() as u64, at, attempt: machine.attempt(), kind });
+            journal.push(Event {
+                v: JOURNAL_VERSION,
+                seq: journal.len() as u64,
+                at,
+                attempt: machine.attempt(),
+                kind,
+            });
         }
     }
-    let read: Vec<Event> =
-        journal.iter().map(|event| serde_json::from_str(&serde_json::to_string(event).unwrap()).unwrap()).collect();
+    let read: Vec<Event> = journal
+        .iter()
+        .map(|event| serde_json::from_str(&serde_json::to_string(event).unwrap()).unwrap())
+        .collect();
     assert!(matches!(read.last().map(|e| &e.kind), Some(EventKind::RunFinished { exit_code: 75, .. })));
     let kinds = |events: &[Event]| events.iter().map(|event| event.kind.clone()).collect::<Vec<_>>();
     assert_eq!(kinds(&replay(&read)), kinds(&read));

@@ -159,7 +159,9 @@ mod tests {
             &EventKind::ProcessSeen { proc: ProcId { pid: 7, start: 1 }, ppid: 1, comm: "nvcc".into() }
         ));
         let killed = ExitHow::Signal { signal: 9, core: false };
-        for kind in [ended("nvcc", killed, false), ended("VLLM::Worker", well, false), ended("python", well, true)] {
+        for kind in
+            [ended("nvcc", killed, false), ended("VLLM::Worker", well, false), ended("python", well, true)]
+        {
             assert!(ration.admits(Duration::ZERO, &kind), "{kind:?}");
         }
     }
