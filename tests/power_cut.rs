@@ -38,30 +38,35 @@ fn events(journal: &[u8]) -> Vec<Event> {
 fn a_journal_cut_at_any_byte_keeps_every_whole_line_before_the_cut() {
     let place = Place::new();
     let text = whole(&place);
-    let (all, path) = (events(&text), place.path("cut.jsonl"));
-    let mut begin = 0;
-    for (number, end) in ends(&text).into_iter().enumerate() {
+    let (all, path, ends) = (events(&text), place.path("cut.jsonl"), ends(&text));
+    let mut kinds = std::collections::BTreeSet::new();
+    for (number, end) in ends.iter().copied().enumerate() {
         // Lines are read one by one, so the one before is enough to see that it is kept.
-        let from =
-            if number == 0 { 0 } else { ends(&text[..begin]).iter().rev().nth(1).copied().unwrap_or(0) };
-        for cut in begin..end {
+        let start = |number: usize| number.checked_sub(1).map_or(0, |before| ends[before]);
+        let (from, begin) = (start(number.saturating_sub(1)), start(number));
+        // Every byte of the first line of each kind; one line of engine samples is like the next.
+        let kind = serde_json::to_value(&all[number]).unwrap()["event"].to_string();
+        let step = if kinds.insert(kind) { 1 } else { 37 };
+        for cut in (begin..end).step_by(step).chain([end - 1]) {
             // Without its line break, the event is there nevertheless.
             let kept = if cut == end - 1 { number + 1 } else { number };
             let kept = &all[number.saturating_sub(1)..kept];
-            for zeros in [0, BLOCK] {
+            let zeros = if cut % 16 == 0 || cut == end - 1 { &[0, BLOCK][..] } else { &[0] };
+            for zeros in zeros.iter().copied() {
                 let mut left = text[from..cut].to_vec();
                 left.resize(left.len() + zeros, 0);
                 std::fs::write(&path, &left).unwrap();
-                let read = journal::read(&path).unwrap();
                 // The zeros go with the line that they stand in.
                 let kept = if zeros > 0 && cut == end - 1 { &kept[..kept.len() - 1] } else { kept };
+                let read = journal::read(&path).unwrap();
                 assert_eq!(read.events, kept, "line {number} cut at {}, {zeros} zeros", cut - begin);
-                assert_eq!(journal::last(&path).unwrap().as_ref(), kept.last());
                 let torn = zeros > 0 || (cut > begin && cut < end - 1);
                 assert_eq!(read.unread.len(), usize::from(torn), "line {number} cut at {}", cut - begin);
+                if zeros > 0 {
+                    assert_eq!(journal::last(&path).unwrap().as_ref(), kept.last());
+                }
             }
         }
-        begin = end;
     }
 }
 
