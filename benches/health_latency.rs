@@ -63,7 +63,7 @@ fn noise(path: &Path, stop: &AtomicBool) -> f64 {
 }
 
 async fn append_to_finding(noisy: bool) {
-    let rules = Arc::new(Rules::builtin());
+    let rules = Rules::builtin();
     let fatal = |line: &str| rules.classify(line, Phase::Measuring).is_some_and(|(_, g)| g == Gravity::Fatal);
     let lines: Vec<String> = rules
         .rules()
@@ -78,7 +78,7 @@ async fn append_to_finding(noisy: bool) {
         let mut file = File::options().append(true).create(true).open(&path).unwrap();
         let (send, mut events) = unbounded_channel();
         let (_phase, phases) = watch::channel(Phase::Measuring);
-        let _watch = LogWatch::spawn(&path, rules.clone(), phases, send).unwrap();
+        let _watch = LogWatch::spawn(&path, &rules, phases, send).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let writer = noisy.then(|| {
             let (path, stop) = (path.clone(), stop.clone());

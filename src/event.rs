@@ -40,7 +40,8 @@ pub const JOURNAL_VERSION: u32 = 1;
 pub struct Event {
     /// [`JOURNAL_VERSION`] of the writer.
     pub v: u32,
-    /// Counts from 0 within a run. A gap means that the disk refused for too long.
+    /// Counts from 0 within a run. A gap means that the disk refused for too long, or, after a
+    /// [`EventKind::JournalThinned`], that samples were left out.
     pub seq: u64,
     /// When it happened.
     #[serde(flatten)]
@@ -454,6 +455,14 @@ pub enum EventKind {
     StorageLost {
         /// What happened to it.
         error: String,
+    },
+    /// The journal has grown large: not all samples are written from here on. Whoever looked on saw all of them.
+    JournalThinned {
+        /// Its size until now.
+        bytes: u64,
+        /// One of each kind in such a time is still written; none when none is.
+        #[serde(default, skip_serializing_if = "Option::is_none", with = "opt_secs")]
+        every: Option<Duration>,
     },
     /// Written by the keeper, or whoever came after it, when the guard is gone.
     GuardDied {

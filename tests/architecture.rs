@@ -63,6 +63,7 @@ const PURE: &[&str] = &[
     "supervisor/family.rs",
     "supervisor/judge.rs",
     "supervisor/layout.rs",
+    "supervisor/journal/ration.rs",
     "supervisor/keeper/wire.rs",
     "health/assess.rs",
     "health/lines.rs",

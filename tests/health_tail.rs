@@ -6,7 +6,6 @@ use proptest::prelude::*;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use varcas_guard::event::{EventKind, Finding, Gravity, Phase};
@@ -335,7 +334,7 @@ fn watch_log(
 ) -> (LogWatch, tokio::sync::mpsc::UnboundedReceiver<EventKind>, watch::Sender<Phase>) {
     let (send, events) = tokio::sync::mpsc::unbounded_channel();
     let (phase, phases) = watch::channel(Phase::Measuring);
-    (LogWatch::spawn(path, Arc::new(Rules::builtin()), phases, send).unwrap(), events, phase)
+    (LogWatch::spawn(path, &Rules::builtin(), phases, send).unwrap(), events, phase)
 }
 
 async fn next_finding(events: &mut tokio::sync::mpsc::UnboundedReceiver<EventKind>) -> Finding {

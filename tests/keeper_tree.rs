@@ -366,10 +366,9 @@ async fn a_resource_tracker_that_stays_is_killed_last() {
 
 async fn tracker_of(main: ProcId) -> ProcId {
     wait_for("the tracker", || {
-        let is_tracker = |pid: &i32| {
-            *pid != main.pid
-                && proc::command_line(*pid).is_some_and(|line| line.contains("sys.stdin.read(); "))
-        };
+        // Between fork and exec a child shows the command line of its parent, in which this word is in two pieces.
+        let is_tracker =
+            |pid: &i32| proc::command_line(*pid).is_some_and(|line| line.contains("resource_tracker = 1"));
         children_of(main.pid).into_iter().find(is_tracker).and_then(proc::id)
     })
     .await

@@ -20,6 +20,8 @@ mod ends;
 mod hang;
 #[path = "machine_parts/model.rs"]
 mod model;
+#[path = "machine_parts/storage.rs"]
+mod storage;
 
 struct Driven {
     machine: Machine,
@@ -486,6 +488,7 @@ fn any_input() -> impl Strategy<Value = EventKind> {
         Just(exited("VLLM::Worker_TP", false)),
         Just(EventKind::KeeperLost { how: "x".into() }),
         Just(EventKind::PortStolen { holder: "x".into() }),
+        Just(EventKind::StorageLost { error: "x".into() }),
         Just(tree_gone()),
         Just(drained()),
         (0..2usize).prop_map(traces),

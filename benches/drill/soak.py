@@ -1,25 +1,35 @@
 #!/usr/bin/env python3
 """Many attempts in one run, and what the guard takes meanwhile.
 
-    benches/drill/soak.py target/release/varcas-guard 60
+    benches/drill/soak.py target/release/varcas-guard 500 [--keep FOLDER]
 
 Starts `run --server sim` with so many attempts, of which each dies under load in one of five ways, and samples the
 guard from outside once a second: resident memory, open descriptors, threads, size of the journal. Prints the samples
-of every tenth part, and a straight line through the second half of them; a guard that leaks has a slope. What was
-detected late is read from the journal and the simulator's marks. Everything lies in a temporary folder that is removed.
+of every tenth part, and the slope of a straight line through what follows the first fifth of the attempts, with its 95 %
+interval; a guard that leaks has a slope. Neighbouring samples resemble one another, so the line goes through the means
+of 25 blocks of attempts. The journal is counted by kind of event. How long each failure took to be noticed comes from
+the journal and the simulator's marks; its slope is Theil and Sen's, because a few late ones say nothing about all.
+Everything lies in a temporary folder that is removed; `--keep` moves journal, marks and samples to FOLDER first.
 """
 
+import argparse
+import collections
+import csv
 import json
+import math
 import os
+import shutil
 import signal
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 
 FAULTS = ["kill@step:60", "segv@step:60", "crash(oom)@step:60", "api.exit(3)@request:12", "crash(nccl)@step:60"]
+BLOCKS = 25
+# Two-sided, 95 %, 23 degrees of freedom.
+STUDENT = 2.069
 
 
 def free_port():
@@ -61,20 +71,41 @@ def sample(pid, journal):
         fields = dict(line.split(":", 1) for line in file if ":" in line)
     return {
         "rss": int(fields["VmRSS"].split()[0]) / 1024,
+        "anonymous": int(fields["RssAnon"].split()[0]) / 1024,
         "threads": int(fields["Threads"]),
         "fds": len(os.listdir(f"/proc/{pid}/fd")),
         "journal": os.path.getsize(journal) / 1e6 if os.path.exists(journal) else 0,
     }
 
 
-def slope(points):
-    """Of a straight line, by least squares."""
-    if len(points) < 3:
-        return 0.0
-    x_mean = statistics.fmean(x for x, _ in points)
-    y_mean = statistics.fmean(y for _, y in points)
-    below = sum((x - x_mean) ** 2 for x, _ in points)
-    return sum((x - x_mean) * (y - y_mean) for x, y in points) / below if below else 0.0
+def line(points):
+    """Slope of a straight line through the means of blocks, and half of its 95 % interval."""
+    size = len(points) / BLOCKS
+    blocks = [points[int(i * size):int((i + 1) * size)] for i in range(BLOCKS)]
+    if any(not block for block in blocks):
+        return None
+    xs = [statistics.fmean(x for x, _ in block) for block in blocks]
+    ys = [statistics.fmean(y for _, y in block) for block in blocks]
+    x_mean, y_mean = statistics.fmean(xs), statistics.fmean(ys)
+    below = sum((x - x_mean) ** 2 for x in xs)
+    if not below:
+        return None
+    slope = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys)) / below
+    rest = sum((y - y_mean - slope * (x - x_mean)) ** 2 for x, y in zip(xs, ys))
+    return slope, STUDENT * math.sqrt(rest / (BLOCKS - 2) / below)
+
+
+def theil_sen(points):
+    """Median of the slopes of all pairs, and its 95 % interval after Sen (1968)."""
+    n = len(points)
+    slopes = sorted(
+        (points[j][1] - points[i][1]) / (points[j][0] - points[i][0]) for i in range(n) for j in range(i + 1, n)
+    )
+    if not slopes:
+        return None
+    width = 1.96 * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    low, high = int((len(slopes) - width) / 2), min(len(slopes) - 1, int((len(slopes) + width) / 2))
+    return statistics.median(slopes), slopes[max(0, low)], slopes[high]
 
 
 def detections(journal, marks):
@@ -93,7 +124,18 @@ def detections(journal, marks):
             mark = json.loads(line)
             if "fault" in mark:
                 struck.setdefault(mark["attempt"], mark["t"])
-    return [(attempt, decided[attempt] - struck[attempt]) for attempt in sorted(struck) if attempt in decided]
+    return [(attempt, (decided[attempt] - struck[attempt]) * 1000) for attempt in sorted(struck) if attempt in decided]
+
+
+def contents(journal):
+    """Lines and bytes of each kind of event."""
+    kinds = collections.defaultdict(lambda: [0, 0])
+    with open(journal, "rb") as file:
+        for line in file:
+            kind = kinds[json.loads(line)["event"]]
+            kind[0] += 1
+            kind[1] += len(line)
+    return sorted(kinds.items(), key=lambda item: -item[1][1])
 
 
 def attempt_of(journal):
@@ -108,10 +150,45 @@ def attempt_of(journal):
     return 0
 
 
+def report(samples, attempts, journal, marks):
+    print("attempt   seconds   RSS MiB   descriptors   threads   journal MB")
+    for index in range(0, len(samples), max(1, len(samples) // 10)):
+        s = samples[index]
+        print(f"{s['attempt']:7} {s['t']:9.0f} {s['rss']:9.1f} {s['fds']:13} {s['threads']:9} {s['journal']:12.2f}")
+    later = [s for s in samples if s["attempt"] > attempts / 5]
+    for key, unit in (("rss", "MiB"), ("anonymous", "MiB"), ("fds", "descriptors"), ("threads", "threads"), ("journal", "MB")):
+        slope = line([(s["attempt"], s[key]) for s in later])
+        told = f"{slope[0] * 100:+.3f} +- {slope[1] * 100:.3f}" if slope else "(too few samples)"
+        print(f"{key}: at most {max(s[key] for s in samples):.1f} {unit}; after the first fifth {told} {unit} in 100 attempts")
+    found = detections(journal, marks)
+    slope = theil_sen(found)
+    if slope:
+        times = sorted(ms for _, ms in found)
+        print(
+            f"detection of {len(found)} failures: median {statistics.median(times):.2f} ms, "
+            f"95 of 100 within {times[int(len(times) * 0.95)]:.1f} ms, worst {times[-1]:.1f} ms; "
+            f"slope {slope[0] * 100:+.3f} ({slope[1] * 100:+.3f} to {slope[2] * 100:+.3f}) ms in 100 attempts"
+        )
+    quarter = len(found) // 4
+    for name, part in (("first", found[:quarter]), ("last", found[len(found) - quarter:])):
+        if part:
+            times = sorted(ms for _, ms in part)
+            print(f"detection in the {name} quarter: median {statistics.median(times):.2f} ms, worst {times[-1]:.1f} ms, of {len(times)}")
+    whole = os.path.getsize(journal)
+    for kind, (lines, size) in contents(journal)[:12]:
+        print(f"journal: {kind:22} {lines:7} lines {size / 1e3:9.1f} kB {100 * size / whole:5.1f} % {size / lines:7.0f} bytes each")
+
+
 def main():
-    program, attempts = os.path.abspath(sys.argv[1]), int(sys.argv[2])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program")
+    parser.add_argument("attempts", type=int)
+    parser.add_argument("--keep")
+    args = parser.parse_args()
+    program, attempts = os.path.abspath(args.program), args.attempts
     with tempfile.TemporaryDirectory(prefix="soak-", dir="/tmp") as folder:
         run, marks, settings = f"{folder}/run", f"{folder}/marks", f"{folder}/guard.toml"
+        journal = f"{run}/events.jsonl"
         os.mkdir(f"{folder}/t")
         config(settings, attempts, marks)
         command = [program, "run", "--quiet", "--server", "sim", "--port", str(free_port()), "--config", settings, run]
@@ -126,8 +203,7 @@ def main():
             while guard.poll() is None:
                 time.sleep(1)
                 try:
-                    samples.append({**sample(guard.pid, f"{run}/events.jsonl"), "t": time.monotonic() - began,
-                                    "attempt": attempt_of(f"{run}/events.jsonl")})
+                    samples.append({**sample(guard.pid, journal), "t": time.monotonic() - began, "attempt": attempt_of(journal)})
                 except (FileNotFoundError, ProcessLookupError, KeyError):
                     # Between two looks it has not begun, or has ended.
                     continue
@@ -139,22 +215,16 @@ def main():
         print(f"{attempts} attempts asked for, exit code {guard.returncode}, {took:.0f} s, {len(samples)} samples")
         if guard.returncode not in (0, 75):
             print(open(f"{folder}/told").read()[-2000:])
-        print("attempt   seconds   RSS MiB   descriptors   threads   journal MB")
-        for index in range(0, len(samples), max(1, len(samples) // 10)):
-            s = samples[index]
-            print(f"{s['attempt']:7} {s['t']:9.0f} {s['rss']:9.1f} {s['fds']:13} {s['threads']:9} {s['journal']:12.2f}")
-        half = samples[len(samples) // 2:]
-        for key, unit in (("rss", "MiB"), ("fds", "descriptors"), ("threads", "threads"), ("journal", "MB")):
-            per = slope([(s["attempt"], s[key]) for s in half])
-            peak = max(s[key] for s in samples)
-            print(f"{key}: at most {peak:.1f} {unit}; in the second half {per * 100:+.3f} {unit} in 100 attempts")
-        found = detections(f"{run}/events.jsonl", marks)
-        for name, part in (("first", found[: len(found) // 4]), ("last", found[-(len(found) // 4):])):
-            times = sorted(seconds * 1000 for _, seconds in part)
-            if times:
-                print(f"detection in the {name} quarter: median {statistics.median(times):.1f} ms, worst {times[-1]:.1f} ms, of {len(times)}")
-        left = os.listdir(f"{folder}/t")
-        print(f"left in the temporary folder: {left or 'nothing'}")
+        if args.keep:
+            os.makedirs(args.keep, exist_ok=True)
+            for path in (journal, marks):
+                shutil.copy(path, args.keep)
+            with open(f"{args.keep}/samples.csv", "w") as file:
+                table = csv.DictWriter(file, samples[0].keys())
+                table.writeheader()
+                table.writerows(samples)
+        report(samples, attempts, journal, marks)
+        print(f"left in the temporary folder: {os.listdir(f'{folder}/t') or 'nothing'}")
 
 
 main()

@@ -35,6 +35,9 @@ struct Found {
 
 /// Runs it.
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
+    if !args.dry_run {
+        reap::let_keepers_finish();
+    }
     let mut runs: BTreeMap<String, Found> = BTreeMap::new();
     let mine = os::own_uid();
     for process in

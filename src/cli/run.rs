@@ -52,6 +52,8 @@ const REPORTS: u64 = 4 << 20;
 
 /// Runs it.
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
+    // A run can be long, and each of its attempts has threads of its own.
+    os::keep_heap_small();
     let mut plan = args.options.plan_with(args.watching.flags(), args.watching.notify.clone())?;
     if args.watching.no_notify {
         plan.notify.clear();

@@ -100,10 +100,28 @@ pub(super) fn all(folder: &Path) -> Result<Vec<RunDir>, Failure> {
         .flatten()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|entry| RunDir::new(entry.path()))
-        .filter_map(|dir| Some((first(&dir).ok().flatten()?.at.wall, dir)))
+        .filter_map(|dir| Some((began(&dir)?, dir)))
         .collect();
     runs.sort_by(|a, b| (a.0, a.1.root()).cmp(&(b.0, b.1.root())));
     Ok(runs.into_iter().map(|(_, dir)| dir).collect())
+}
+
+/// When a run began; none if the folder is no run. A power cut can have taken the first line: then it is when the journal
+/// was last written.
+fn began(dir: &RunDir) -> Option<jiff::Timestamp> {
+    match first(dir).ok()? {
+        Some(begin) => Some(begin.at.wall),
+        None if is_beheaded(dir) => {
+            let written = std::fs::metadata(dir.journal()).and_then(|meta| meta.modified()).ok()?;
+            jiff::Timestamp::try_from(written).ok()
+        }
+        None => None,
+    }
+}
+
+/// A journal without a beginning beside our lock: nobody else puts these two into one folder.
+fn is_beheaded(dir: &RunDir) -> bool {
+    dir.lock().is_file() && dir.journal().is_file()
 }
 
 /// The run that is meant: the one given, the newest of a folder that is given, or the newest of all.
@@ -141,9 +159,12 @@ pub(super) fn is_guarded(dir: &RunDir, guard: Option<ProcId>) -> bool {
 
 /// A run in short, from the two ends of its journal where that is enough. None if it is no run.
 pub(super) fn glance(dir: &RunDir) -> io::Result<Option<Listed>> {
-    let Some(begin) = first(dir)? else { return Ok(None) };
     let mut now = Now::default();
-    now.push(&begin);
+    match first(dir)? {
+        Some(begin) => now.push(&begin),
+        None if is_beheaded(dir) => {}
+        None => return Ok(None),
+    }
     for event in last(dir)? {
         now.push(&event);
     }

@@ -109,6 +109,25 @@ pub struct Verdict {
     pub fingerprint: String,
 }
 
+impl Verdict {
+    /// What counts for what is decided after later attempts, without the words for people: those stand in the journal.
+    #[must_use]
+    pub fn gist(self) -> Self {
+        Self {
+            explanation: String::new(),
+            advice: String::new(),
+            decisive: None,
+            consequences: Vec::new(),
+            supports: Vec::new(),
+            contradicts: Vec::new(),
+            ruled_out: Vec::new(),
+            missing: Vec::new(),
+            references: Vec::new(),
+            ..self
+        }
+    }
+}
+
 /// A setting changed for the next attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mitigation {

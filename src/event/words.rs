@@ -76,6 +76,14 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
         EventKind::TimerFired { timer } => format!("{timer:?} deadline passed").to_lowercase(),
         EventKind::Trouble { what, error } => format!("trouble: {what}: {error}"),
         EventKind::StorageLost { error } => format!("the run folder is lost: {error}"),
+        EventKind::JournalThinned { bytes, every } => format!(
+            "the journal has grown to {} MB: {}; nothing else changes",
+            bytes / 1_000_000,
+            every.map_or_else(
+                || "samples are no longer written to it".to_owned(),
+                |every| format!("one sample of each kind in {} is written to it from here on", human(every))
+            )
+        ),
         EventKind::GuardDied { killed, .. } => {
             format!("varcas-guard died; {} processes that it had left were killed", killed.len())
         }

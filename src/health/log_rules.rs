@@ -98,8 +98,9 @@ struct Entry {
 /// Is told the offset of a line, the line, its rule and what it means.
 type Found<'a, 'b> = dyn FnMut(usize, &[u8], &'a Rule, Gravity) + 'b;
 
-/// All rules of a run, ready to search with.
-#[derive(Debug)]
+/// All rules of a run, ready to search with. A search needs some megabytes of its own, which stay with the rules and
+/// of which there can be one for each of the last threads that searched; a copy begins with none.
+#[derive(Debug, Clone)]
 pub struct Rules {
     rules: Vec<Rule>,
     set: meta::Regex,
@@ -109,7 +110,7 @@ pub struct Rules {
 /// So many texts one fast search takes before it looks twice at too many places.
 const AT_ONCE: usize = 64;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Prefilter {
     /// Teddy: several bytes at once; several of them, each with its share.
     Packed(Vec<packed::Searcher>),

@@ -23,7 +23,7 @@ impl LogWatch {
     /// moment of reading.
     pub fn spawn(
         path: impl Into<PathBuf>,
-        rules: Arc<Rules>,
+        rules: &Rules,
         phase: watch::Receiver<Phase>,
         events: UnboundedSender<EventKind>,
     ) -> std::io::Result<Self> {
@@ -31,7 +31,8 @@ impl LogWatch {
         let watch = Self { shared: Arc::default(), waiting: Arc::default(), bytes: Arc::default() };
         let shared = Arc::clone(&watch.shared);
         let reader = Scanning {
-            rules,
+            // What the search of this thread takes goes with it.
+            rules: rules.clone(),
             phase,
             events,
             scanner: LogScanner::new(),
@@ -75,7 +76,7 @@ impl Drop for LogWatch {
 }
 
 struct Scanning {
-    rules: Arc<Rules>,
+    rules: Rules,
     phase: watch::Receiver<Phase>,
     events: UnboundedSender<EventKind>,
     scanner: LogScanner,

@@ -18,7 +18,7 @@ pub struct Circumstances<'a> {
     pub in_force: &'a [Mitigation],
     /// What the server understands.
     pub facts: &'a ServerFacts,
-    /// The verdicts of all attempts so far, the last one last.
+    /// The verdicts of all attempts so far, the last one last; of the others the gist is enough.
     pub verdicts: &'a [Verdict],
     /// Time left until the deadline for the whole run, if there is one.
     pub left: Option<Duration>,

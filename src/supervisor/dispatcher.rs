@@ -124,6 +124,9 @@ impl<'a> Dispatcher<'a> {
         let attempt =
             if matches!(fact, EventKind::RunStarted { .. }) { 0 } else { self.attempt_before(&actions) };
         self.record(at, attempt, fact);
+        if let Some(thinned) = self.journal.thinned() {
+            self.record(at, attempt, thinned);
+        }
         let mut exit = None;
         let number = self.machine.attempt();
         for action in actions {

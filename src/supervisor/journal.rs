@@ -1,15 +1,19 @@
 //! `events.jsonl`: append, reach the disk when a state changed, read back.
 //!
 //! A journal may end in a torn line, because the machine lost power or the guard was killed in mid-write. Whatever
-//! stands before it is true. On a disk that refused for long, lines can be missing: then the numbers have a gap.
+//! stands before it is true. On a disk that refused for long, lines can be missing: then the numbers have a gap. It does
+//! not grow for ever (`ration.rs`).
 
+mod ration;
 mod scribe;
 
+pub use ration::{FULL, WHOLE};
 pub use scribe::{Problem, Tell};
 
 use crate::event::{Event, EventKind, JOURNAL_VERSION};
 use crate::supervisor::os;
 use crate::time::{Stamp, instant_now};
+use ration::Ration;
 use scribe::{Note, Scribe};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _, Seek, SeekFrom};
@@ -31,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Journal {
     path: PathBuf,
     next_seq: u64,
+    /// Lines that were handed to the thread.
+    sent: u64,
+    ration: Ration,
     notes: Sender<Note>,
     written: Arc<Mutex<u64>>,
     woken: Receiver<()>,
@@ -43,6 +50,11 @@ impl Journal {
     /// Creates the file; an existing one is an error, because it belongs to another run. `tell` hears what the disk does
     /// to it, on another thread.
     pub fn create(path: &Path, tell: Tell) -> io::Result<Self> {
+        Self::with_limits(path, tell, WHOLE, FULL)
+    }
+
+    /// The same with other limits than [`WHOLE`] and [`FULL`].
+    pub fn with_limits(path: &Path, tell: Tell, whole: u64, full: u64) -> io::Result<Self> {
         let file = os::create_new_private(path)?;
         let (notes, inbox) = channel();
         let (wake, woken) = sync_channel(1);
@@ -53,6 +65,8 @@ impl Journal {
         Ok(Self {
             path: path.to_owned(),
             next_seq: 0,
+            sent: 0,
+            ration: Ration::new(whole, full),
             notes,
             written,
             woken,
@@ -61,13 +75,18 @@ impl Journal {
         })
     }
 
-    /// Appends one event and returns it; it is written when this returns, unless the disk is slow or refuses. A milestone
-    /// is synced soon; samples ride along with the next one.
+    /// Appends one event and returns it; it is written when this returns, unless the disk is slow or refuses, or it is a
+    /// sample for which there is no room any more. A milestone is synced soon; samples ride along with the next one.
     pub fn append(&mut self, at: Stamp, attempt: u32, kind: EventKind) -> io::Result<Event> {
         let event = Event { v: JOURNAL_VERSION, seq: self.next_seq, at, attempt, kind };
+        self.next_seq += 1;
+        if !self.ration.admits(at.mono, &event.kind) {
+            return Ok(event);
+        }
         let mut line = serde_json::to_vec(&event)?;
         line.push(b'\n');
-        self.next_seq += 1;
+        self.ration.take(line.len());
+        self.sent += 1;
         // The thread lives until it is told to end.
         let _ = self.notes.send(Note::Line(line, event.kind.is_milestone()));
         if self.behind {
@@ -78,8 +97,13 @@ impl Journal {
         Ok(event)
     }
 
+    /// What must be appended because from here on not everything will be: once for each step.
+    pub fn thinned(&mut self) -> Option<EventKind> {
+        self.ration.news()
+    }
+
     fn is_written(&self) -> bool {
-        *self.written.lock().unwrap_or_else(PoisonError::into_inner) >= self.next_seq
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) >= self.sent
     }
 
     fn wait(&mut self, patience: Duration) {

@@ -38,6 +38,9 @@ fn check(severity: Severity, saw: String, hint: Option<&str>) -> Check {
 const END_THEM: &str = "end them with `varcas-guard reap`; `run` does it by itself";
 
 fn marked(leftovers: Leftovers) -> Vec<Check> {
+    if leftovers == Leftovers::End {
+        reap::let_keepers_finish();
+    }
     let mine = os::own_uid();
     let mut dead: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut alive: BTreeMap<String, usize> = BTreeMap::new();

@@ -48,7 +48,7 @@ pub struct Machine {
     assessor: Assessor,
     /// What is known of this attempt, for the verdict.
     pub(super) inquiry: Inquiry,
-    /// The verdict of each failed attempt.
+    /// The verdict of each failed attempt; of all but the last one only the gist.
     pub(super) verdicts: Vec<Verdict>,
     /// Settings that were changed for this attempt.
     pub(super) in_force: Vec<Mitigation>,
@@ -148,6 +148,7 @@ impl Machine {
             | EventKind::KeeperStarted { .. }
             | EventKind::ServerEnvironment { .. }
             | EventKind::Trouble { .. }
+            | EventKind::JournalThinned { .. }
             | EventKind::Profiled(_)
             | EventKind::Clue(_)
             | EventKind::GuardDied { .. } => {}
@@ -558,6 +559,9 @@ impl Machine {
             RunState::Flushing { ending, .. } | RunState::Stopping { ending, .. } => {
                 let what = format!("the run folder was lost: {error}");
                 self.kill(now, afterwards(Ending { outcome: Outcome::Degraded, ..ending }, &what), false, out)
+            }
+            RunState::Draining { ending, load_open, step: DrainStep::Saving, .. } => {
+                self.sigkill(now, ending, load_open, out)
             }
             other => other,
         };

@@ -330,15 +330,18 @@ impl Performer {
                 None
             }
         };
-        let rules = Arc::clone(&run.rules);
-        let log_watch =
-            match LogWatch::spawn(dir.server_log(), rules, self.log_phase.subscribe(), self.facts.clone()) {
-                Ok(watch) => Some(watch),
-                Err(error) => {
-                    self.trouble("watch the server's log", &error);
-                    None
-                }
-            };
+        let log_watch = match LogWatch::spawn(
+            dir.server_log(),
+            &run.rules,
+            self.log_phase.subscribe(),
+            self.facts.clone(),
+        ) {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                self.trouble("watch the server's log", &error);
+                None
+            }
+        };
         let mut senses = Vec::new();
         if run.plan.profile.mode == ProfileMode::Windows {
             let packer = Packer::start(&dir.traces(), run);

@@ -13,7 +13,13 @@ use crate::supervisor::keeper::kill::{self, Killed};
 use crate::supervisor::keeper::tree::{Stance, Tree};
 use crate::supervisor::proc::{self, Stat};
 use crate::supervisor::run_id::{MARK, RunId};
+use crate::time::instant_now;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A keeper gives up after ten seconds of killing.
+const KEEPERS: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A process that belongs to a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +28,8 @@ pub struct Marked {
     pub run_id: RunId,
     /// Whether its guard lives; then the process is none of anybody else's business.
     pub guard_alive: bool,
+    /// Whether the keeper in whose session it is lives.
+    pub keeper_alive: bool,
     /// Which process.
     pub proc: ProcId,
     /// Its command name.
@@ -67,9 +75,22 @@ pub fn find_marked() -> Vec<Marked> {
     let found = stats.into_iter().filter_map(|stat| {
         let run_id = runs.remove(&stat.id.pid)?;
         let uid = proc::uid(stat.id.pid)?;
-        Some(Marked { guard_alive: run_id.guard_alive(), run_id, proc: stat.id, comm: stat.comm, uid })
+        let keeper_alive = alive.contains(&stat.session)
+            && proc::command_line(stat.session).is_some_and(|line| line.ends_with(" __keeper"));
+        let guard_alive = run_id.guard_alive();
+        Some(Marked { guard_alive, keeper_alive, run_id, proc: stat.id, comm: stat.comm, uid })
     });
     found.collect()
+}
+
+/// Waits, but not for ever, for keepers that clean up after a dead guard. They would find that somebody else has done it,
+/// and could not write into the journal of their run who was ended.
+pub fn let_keepers_finish() {
+    let began = instant_now();
+    let at_work = |process: &Marked| !process.guard_alive && process.keeper_alive;
+    while began.elapsed() < KEEPERS && find_marked().iter().any(at_work) {
+        std::thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// Of a process in our own pid namespace: of one in a container, `/proc` here shows the mark, but the guard that the mark

@@ -144,6 +144,9 @@ impl Machine {
         if judged && !matches!(ending.outcome, Outcome::Success | Outcome::Stopped) {
             let verdict = self.inquiry.verdict(&ending);
             out.push(Action::Conclude(EventKind::Judged { verdict: Box::new(verdict.clone()) }));
+            if let Some(earlier) = self.verdicts.pop() {
+                self.verdicts.push(earlier.gist());
+            }
             self.verdicts.push(verdict);
         }
         let (exit, why) = match (ending.outcome, self.stop) {

@@ -295,6 +295,7 @@ impl Now {
             | EventKind::ServerEnvironment { .. }
             | EventKind::SpawnFailed { .. }
             | EventKind::SignalSent { .. }
+            | EventKind::JournalThinned { .. }
             | EventKind::SignalReceived { .. }
             | EventKind::PortStolen { .. }
             | EventKind::WarmupFinished { .. }

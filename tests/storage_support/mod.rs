@@ -9,8 +9,13 @@ use varcas_guard::event::{Event, EventKind};
 
 /// Compiles the library that makes files fail; none, with a line that says why, where there is no compiler.
 pub(crate) fn faults(place: &Place) -> Option<PathBuf> {
-    let library = place.path("faults.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/storage_support/faults.c");
+    library(place, "faults")
+}
+
+/// Compiles one of the libraries beside this file.
+pub(crate) fn library(place: &Place, name: &str) -> Option<PathBuf> {
+    let library = place.path(&format!("{name}.so"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/storage_support/{name}.c"));
     let built =
         Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).output();
     match built {
