@@ -1,6 +1,6 @@
 //! Runs the tests against each mutant.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -47,9 +47,10 @@ pub fn run(scratch: &Path, jobs: &str, binaries: &[&str]) -> Result<(), String> 
             broken.lock().expect("no panic").push(name.clone());
             return;
         }
-        for number in
-            fs::read_to_string(&cover).unwrap_or_default().lines().filter_map(|line| line.parse().ok())
-        {
+        // A test may start the program itself, which then reports as well.
+        let told = fs::read_to_string(&cover).unwrap_or_default();
+        let numbers: BTreeSet<u32> = told.lines().filter_map(|line| line.parse().ok()).collect();
+        for number in numbers {
             reached.lock().expect("no panic").entry(number).or_default().push(Test { takes, ..test.clone() });
         }
         let _ = fs::remove_file(&cover);
