@@ -206,6 +206,16 @@ fn a_response_ends_where_its_framing_says() {
 }
 
 #[test]
+fn a_body_of_known_length_may_come_in_any_number_of_reads() {
+    let parts: Vec<Vec<u8>> = ["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\na", "b", "c", "d"]
+        .iter()
+        .map(|part| part.as_bytes().to_vec())
+        .collect();
+    assert_eq!(decode(&parts), (b"abcd".to_vec(), Some(200), Progress::Complete, true));
+    assert_eq!(decode(&parts[..3]).2, Progress::More);
+}
+
+#[test]
 fn a_body_without_a_length_ends_with_the_connection_and_a_framed_one_does_not() {
     let mut open = Decoder::default();
     open.push(b"HTTP/1.1 200 OK\r\n\r\nabc", |_, _| {}).unwrap();

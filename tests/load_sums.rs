@@ -532,3 +532,34 @@ fn a_context_that_just_holds_the_smallest_request_is_enough() {
     // 100 tokens are left, and one of them for the answer.
     assert_eq!((left(99 * 4), left(100 * 4)), (0, 1));
 }
+
+#[test]
+fn what_the_template_costs_is_taken_off_the_words_once_tokens_were_measured() {
+    let chat = Template::parse("chat").unwrap();
+    // "User: " and "\nAssistant:" are 17 characters, three tokens of five.
+    let measured = TokenModel::measured(50, 10);
+    assert_eq!((chat.fixed_chars(), measured.is_measured(), measured.is_exact()), (17, true, false));
+    assert_eq!(build(&chat, 40, &measured, 1, 1).len(), 17 + 37 * 5 + 1);
+    assert_eq!(build(&chat, 40, &TokenModel::default(), 1, 1).len(), 17 + 40 * 4 + 1);
+    assert!(TokenModel::default().with_costs(vec![1; WORDS.len()]).is_exact());
+    assert!(!TokenModel::default().with_costs(vec![1]).is_exact());
+}
+
+#[test]
+fn the_live_view_knows_the_middle_and_the_worst_since_it_last_looked() {
+    let load = load();
+    let mut tally = Tally::new(&load.schedule, Slo::default());
+    for first in [100, 900, 200, 300] {
+        let seen = record((0, 0), [0, 0, 1000], &[first], Some((1, 1)));
+        tally.sent(&seen);
+        tally.ended(&seen);
+    }
+    let live = tally.tick();
+    assert_eq!((live.recent_ttft_p50_us, live.recent_ttft_max_us, live.completed), (200_000, 900_000, 4));
+    let live = tally.tick();
+    assert_eq!((live.recent_ttft_p50_us, live.recent_ttft_max_us), (0, 0));
+    let load = Load { slo: Slo { ttft: Some(250 * MS), ..Slo::default() }, ..load };
+    let seen: Value =
+        serde_json::from_str(&result::json(&load, &tally.finish(None), &context()).unwrap()).unwrap();
+    assert_eq!(seen["slo_ms"], json!({"ttft": 250.0, "tpot": null, "e2el": null}));
+}

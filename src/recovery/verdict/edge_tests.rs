@@ -47,6 +47,23 @@ fn a_lost_gpu_and_a_kill_for_memory_go_before_every_line() {
 }
 
 #[test]
+fn a_word_of_the_system_about_nobody_decides_nothing_unless_the_gpu_is_lost() {
+    let about_nobody = |cause: &str, inferred| {
+        EventKind::Clue(Clue {
+            cause: cause.to_owned(),
+            proc: None,
+            inferred,
+            source: "x".to_owned(),
+            text: "y".to_owned(),
+        })
+    };
+    assert_eq!(cause(&[about_nobody("segfault", false)]), UNDETERMINED);
+    assert_eq!(cause(&[about_nobody("xid-gpu-lost", false)]), "xid-gpu-lost");
+    assert_eq!(cause(&[illegal(Gravity::Fatal), about_nobody("xid-gpu-lost", true)]), "cuda-illegal-access");
+    assert_eq!(cause(&[clue("segfault", false, "x")]), "segfault");
+}
+
+#[test]
 fn a_line_that_agrees_with_the_kernel_is_the_one_that_is_shown() {
     let line = finding("host-oom", "host-oom", Gravity::Fatal, 7, "oom-kill");
     let seen = verdict(&[line, clue("host-oom", false, "/dev/kmsg")], Outcome::Crash);
