@@ -300,3 +300,25 @@ fn what_a_stopped_server_leaves_behind_is_no_sign_of_a_killing() {
     assert_eq!(cause(std::slice::from_ref(&left)), KILLED);
     assert_eq!(cause(&[stopped, left]), GRACEFUL);
 }
+
+#[test]
+fn an_exception_is_the_failures_own_only_under_a_line_that_heads_a_traceback() {
+    let died = line(
+        "worker-died",
+        Finding::ENGINE_DEAD,
+        Gravity::Fatal,
+        9,
+        "Worker proc VllmWorker-1 died unexpectedly",
+    );
+    let raised = line("exception", UNDETERMINED, Gravity::Consequence, 20, "RuntimeError: odd");
+    let shown = |findings: &[Finding]| read(findings).decisive.map(|f| f.line);
+    assert_eq!(shown(&[died.clone(), raised.clone()]), Some(9));
+    let told = line(
+        "engine-fatal",
+        Finding::ENGINE_DEAD,
+        Gravity::Consequence,
+        8,
+        "EngineCore encountered a fatal error",
+    );
+    assert_eq!(shown(&[told, died, raised]), Some(9), "what only follows heads nothing");
+}
