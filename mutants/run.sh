@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Mutation testing of the pure rooms: run.sh SCRATCH JOBS [FILE...]; without files, those of the list below. Builds once; mutants
-# that do not compile are found in the first builds and left out (SCRATCH/dropped.tsv). ONLY=text runs the mutants whose line in
-# mutants.tsv contains it.
+# that do not compile are found in the first builds and left out (SCRATCH/dropped.tsv). Results are kept in SCRATCH/progress.tsv:
+# a run that was cut short goes on, and a file's mutants are tried once. AGAIN=1 tries those again that no test caught (after
+# tests were added). ONLY=text runs the mutants whose line in mutants.tsv contains it.
 set -euo pipefail
 scratch=$(realpath -m "$1") jobs=$2
 shift 2
@@ -18,10 +19,10 @@ if [ ${#files[@]} = 0 ]; then
 fi
 cargo build --quiet --locked --manifest-path mutants/Cargo.toml
 tool=$(realpath "${CARGO_TARGET_DIR:-mutants/target}/debug/varcas-guard-mutants")
-tests=(machine load_schedule load_mixes load_stream load_result load_compose diagnose_messages diagnose_cases failures
+tests=(machine load_schedule load_mixes load_stream load_result load_compose load_edges diagnose_messages diagnose_cases failures
   trace_profile health_log_cases)
 build() {
-  (cd "$scratch" && CARGO_TARGET_DIR=target CARGO_PROFILE_TEST_OPT_LEVEL=1 RUSTFLAGS=-Awarnings cargo test --locked --no-run \
+  (cd "$scratch" && CARGO_TARGET_DIR=target CARGO_PROFILE_TEST_OPT_LEVEL=1 CARGO_PROFILE_TEST_DEBUG=0 RUSTFLAGS=-Awarnings cargo test --locked --no-run \
     --message-format json --lib "${tests[@]/#/--test=}") >"$scratch/build.json" 2>"$scratch/build.err"
 }
 mkdir -p "$scratch"
@@ -38,4 +39,7 @@ for line in open(sys.argv[1] + "/build.json"):
         print(row["executable"])
 P
 )
+# A mutant may well ask for all the memory there is.
+ulimit -v 8000000
+export PROPTEST_CASES=${PROPTEST_CASES:-16}
 "$tool" run "$scratch" "$jobs" "${binaries[@]}"

@@ -435,6 +435,21 @@ mod tests {
     }
 
     #[test]
+    fn a_switch_is_on_or_off_and_a_section_that_is_none_is_named_as_a_whole() {
+        let mitigates =
+            |word| with_flags(&[("policy.mitigate", word)]).map(|plan| plan.policy.unwrap().mitigate);
+        assert_eq!((mitigates("true").ok(), mitigates("false").ok()), (Some(true), Some(false)));
+        assert!(mitigates("no").unwrap_err().problems[0].contains("`no` is neither true nor false"));
+        let problems = with_file("[nothing]\na = 1\nb = 2\n").unwrap_err().problems;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with("guard.toml:1: unknown key `nothing`"), "{problems:?}");
+        // As long as this may an integer be, and no longer.
+        let table = |number: &str| with_file(&format!("[[load.workload]]\na = {number}\n"));
+        assert_eq!(table("0x10").unwrap().load.workloads[0].table["a"], 16);
+        assert!(table("99999999999999999999").is_err());
+    }
+
+    #[test]
     fn words_of_the_profiler_mean_what_the_readme_says() {
         let of = |word: &'static str| with_flags(&[("profile.mode", word)]).unwrap().profile;
         assert_eq!((of("light").budget, of("standard").budget), (0.02, 0.05));

@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use varcas_guard::workload::load::http1::{Decoder, Progress};
-use varcas_guard::workload::load::stream::{Finish, Meaning, SseParser, Usage, interpret};
+use varcas_guard::workload::load::stream::{Finish, MAX_EVENT, Meaning, SseParser, Usage, interpret};
 
 fn events(parts: &[&[u8]]) -> Vec<Vec<u8>> {
     let mut parser = SseParser::default();
@@ -86,6 +86,53 @@ fn a_line_without_end_is_refused_instead_of_eating_the_memory() {
 }
 
 #[test]
+fn an_event_of_the_longest_size_is_taken_and_a_byte_more_is_not() {
+    // Without an end in sight, in one read or in two.
+    for (reads, good) in [(&[MAX_EVENT][..], true), (&[MAX_EVENT + 2], false), (&[MAX_EVENT, 2], false)] {
+        let mut parser = SseParser::default();
+        let all = reads.iter().all(|read| parser.push(&vec![b'x'; *read], |_| {}).is_ok());
+        assert_eq!(all, good, "{reads:?}");
+    }
+    // In two lines of data, between which a newline stands.
+    for (second, good) in [(MAX_EVENT - 11, true), (MAX_EVENT - 10, false)] {
+        let mut parser = SseParser::default();
+        let mut seen = 0;
+        parser.push(b"data:0123456789\n", |_| {}).unwrap();
+        let line = [b"data:", &vec![b'x'; second][..], b"\n\n"].concat();
+        let pushed = parser.push(&line, |event| seen = event.len());
+        assert_eq!((pushed.is_ok(), seen), (good, if good { MAX_EVENT } else { 0 }));
+    }
+}
+
+#[test]
+fn every_reason_to_stop_has_its_name() {
+    for (word, name) in
+        [("stop", "stop"), ("length", "length"), ("abort", "abort"), ("error", "abort"), ("new", "other")]
+    {
+        let json = format!("{{\"choices\":[{{\"text\":\"a\",\"finish_reason\":\"{word}\"}}]}}");
+        let Meaning::Piece { finish: Some(finish), .. } = interpret(json.as_bytes()) else {
+            panic!("{json}")
+        };
+        assert_eq!(finish.name(), name);
+    }
+}
+
+#[test]
+fn lines_of_a_chunked_body_have_a_longest_size() {
+    let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    let whole = |line: &[u8], more: &[u8]| {
+        let mut decoder = Decoder::default();
+        decoder.push(head, |_, _| {}).unwrap();
+        decoder.push(line, |_, _| {}).and_then(|_| decoder.push(more, |_, _| {})).is_ok()
+    };
+    let line = |length: usize| [b"1;", &vec![b'x'; length - 2][..]].concat();
+    assert!(whole(&line(8192), b"\r\na\r\n0\r\n\r\n"));
+    assert!(!whole(&line(8193), b"\r\n") && !whole(&line(8192), b"xy") && !whole(&line(9000), b""));
+    assert!(whole(b"000000000000001\r\na\r\n", b""), "fifteen digits");
+    assert!(!whole(b"0000000000000001\r\na\r\n", b""), "sixteen");
+}
+
+#[test]
 fn pieces_of_both_endpoints_and_of_reasoning_models_are_read() {
     let text = |json: &str| match interpret(json.as_bytes()) {
         Meaning::Piece { text_bytes, .. } => text_bytes,
@@ -156,6 +203,16 @@ fn a_response_ends_where_its_framing_says() {
     assert_eq!(all(surplus), (b"ab".to_vec(), Some(200), Progress::Complete, false));
     let informed = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No\r\n\r\n";
     assert_eq!(all(informed), (Vec::new(), Some(204), Progress::Complete, true));
+}
+
+#[test]
+fn a_body_of_known_length_may_come_in_any_number_of_reads() {
+    let parts: Vec<Vec<u8>> = ["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\na", "b", "c", "d"]
+        .iter()
+        .map(|part| part.as_bytes().to_vec())
+        .collect();
+    assert_eq!(decode(&parts), (b"abcd".to_vec(), Some(200), Progress::Complete, true));
+    assert_eq!(decode(&parts[..3]).2, Progress::More);
 }
 
 #[test]

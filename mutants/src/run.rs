@@ -1,12 +1,12 @@
 //! Runs the tests against each mutant.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A test, and how long it takes.
@@ -43,19 +43,19 @@ pub fn run(scratch: &Path, jobs: &str, binaries: &[&str]) -> Result<(), String> 
             Duration::from_secs(120),
         );
         let takes = begun.elapsed();
-        if good != Some(true) {
+        if !matches!(good, Passed::All) {
             broken.lock().expect("no panic").push(name.clone());
             return;
         }
-        for number in
-            fs::read_to_string(&cover).unwrap_or_default().lines().filter_map(|line| line.parse().ok())
-        {
+        // A test may start the program itself, which then reports as well.
+        let told = fs::read_to_string(&cover).unwrap_or_default();
+        let numbers: BTreeSet<u32> = told.lines().filter_map(|line| line.parse().ok()).collect();
+        for number in numbers {
             reached.lock().expect("no panic").entry(number).or_default().push(Test { takes, ..test.clone() });
         }
         let _ = fs::remove_file(&cover);
     });
-    let mut reached = reached.into_inner().expect("no panic");
-    reached.values_mut().for_each(|tests| tests.sort_by_key(|test| test.takes));
+    let reached = reached.into_inner().expect("no panic");
     let broken = broken.into_inner().expect("no panic");
     println!(
         "{} tests, {} left out because they fail without a mutant: {broken:?}",
@@ -73,43 +73,57 @@ pub fn run(scratch: &Path, jobs: &str, binaries: &[&str]) -> Result<(), String> 
     let mut mutants = mutants;
     mutants.sort_by_key(|(number, _)| number.wrapping_mul(2_654_435_769));
     let path = scratch.join("progress.tsv");
-    let before = fs::read_to_string(&path).unwrap_or_default();
+    let mut before = fs::read_to_string(&path).unwrap_or_default();
+    if std::env::var_os("AGAIN").is_some() {
+        before = before.lines().filter(|line| line.starts_with("caught")).map(|l| format!("{l}\n")).collect();
+        fs::write(&path, &before).map_err(|e| e.to_string())?;
+    }
     let known: HashMap<&str, &str> =
-        before.lines().filter_map(|line| line.split_once('\t').map(|(f, l)| (l, f))).collect();
+        before.lines().filter_map(|line| line.split_once('\t').map(|(f, l)| (place(l), f))).collect();
     let results: Mutex<BTreeMap<u32, (String, String)>> = Mutex::default();
     mutants.retain(|(number, line)| {
-        let Some(fate) = known.get(line.as_str()) else { return true };
+        let Some(fate) = known.get(place(line)) else { return true };
         results.lock().expect("no panic").insert(*number, (line.clone(), (*fate).to_owned()));
         false
     });
     let progress =
         Mutex::new(fs::OpenOptions::new().create(true).append(true).open(&path).map_err(|e| e.to_string())?);
+    // How many mutants of a file each test caught: the next ones of the file meet the best first.
+    let catches: Mutex<HashMap<(String, Catcher), u32>> = Mutex::default();
     each(jobs, &mutants, |_, (number, line)| {
-        let nobody = Vec::new();
-        let tests = reached.get(number).unwrap_or(&nobody);
+        let file = line.split('\t').nth(1).unwrap_or_default().to_owned();
+        let mut tests = reached.get(number).cloned().unwrap_or_default();
         let mut fate = if tests.is_empty() { "unreached" } else { "survived" };
-        // The quick ones first; most mutants do not live to see the slow ones.
+        {
+            let catches = catches.lock().expect("no panic");
+            // The cheapest first; most mutants do not live to see the slow ones.
+            tests.sort_by_key(|test| {
+                let key = (file.clone(), (test.binary, test.name.clone()));
+                test.takes / (1 + catches.get(&key).copied().unwrap_or(0))
+            });
+        }
         let mut rest = tests.as_slice();
-        let mut size = 6;
-        while !rest.is_empty() {
+        let mut size = 4;
+        while !rest.is_empty() && fate == "survived" {
             let (now, later) = rest.split_at(size.min(rest.len()));
-            let mut limit: Duration = now.iter().map(|test| test.takes).sum();
-            limit = limit * 10 + Duration::from_secs(20);
+            let limit: Duration = now.iter().map(|test| test.takes).sum();
+            let limit = limit * 10 + Duration::from_secs(20);
             match passes(scratch, &binaries, now, &[("MUTANT", &number.to_string())], limit) {
-                Some(true) => {}
-                Some(false) => fate = "caught",
-                None => fate = "timeout",
+                Passed::All => {}
+                Passed::Not(None) => fate = "caught",
+                Passed::Not(Some(test)) => {
+                    *catches.lock().expect("no panic").entry((file.clone(), test)).or_default() += 1;
+                    fate = "caught";
+                }
+                Passed::TooLong => fate = "timeout",
             }
-            if fate != "survived" {
-                break;
-            }
-            (rest, size) = (later, size * 3);
+            (rest, size) = (later, size * 4);
         }
         results.lock().expect("no panic").insert(*number, (line.clone(), fate.to_owned()));
         let _ = writeln!(progress.lock().expect("no panic"), "{fate}\t{line}");
         let done = results.lock().expect("no panic").len();
         if done.is_multiple_of(100) {
-            println!("{done} of {}", mutants.len());
+            println!("{done}, of them {} known before", known.len());
         }
     });
     let results = results.into_inner().expect("no panic");
@@ -158,14 +172,30 @@ fn each<T: Sync>(jobs: usize, items: &[T], work: impl Fn(usize, &T) + Sync) {
     });
 }
 
-/// Whether all of these tests pass; none if they took too long, and were killed.
+/// A mutant without its number, which changes with the mutants before it.
+fn place(line: &str) -> &str {
+    line.split_once('\t').map_or(line, |(_, place)| place)
+}
+
+/// A test, by its binary and name.
+type Catcher = (usize, String);
+
+/// How a mutant fared with some tests.
+enum Passed {
+    All,
+    /// At this one it did not, if it was told before the end.
+    Not(Option<Catcher>),
+    TooLong,
+}
+
+/// Whether all of these tests pass; the first that fails ends the rest.
 fn passes(
     scratch: &Path,
     binaries: &[PathBuf],
     tests: &[Test],
     env: &[(&str, &str)],
     limit: Duration,
-) -> Option<bool> {
+) -> Passed {
     let mut by_binary: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for test in tests {
         by_binary.entry(test.binary).or_default().push(&test.name);
@@ -173,7 +203,7 @@ fn passes(
     for (binary, names) in by_binary {
         let mut child = Command::new(&binaries[binary])
             .args(names)
-            .args(["--exact", "--test-threads=1", "-q"])
+            .args(["--exact", "--test-threads=1"])
             .envs(env.iter().copied())
             .env("CARGO_MANIFEST_DIR", scratch)
             .env("PROPTEST_FAILURE_PERSISTENCE", "off")
@@ -184,17 +214,25 @@ fn passes(
             .spawn()
             .expect("a test can be started");
         // Read on a thread, or a talkative test would wait for us for ever.
-        let mut out = child.stdout.take().expect("it is a pipe");
+        let out = child.stdout.take().expect("it is a pipe");
+        let failed: Arc<Mutex<Option<String>>> = Arc::default();
+        let told = Arc::clone(&failed);
         let reader = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let _ = out.read_to_end(&mut text);
+            for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                let name = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED"));
+                if let Some(name) = name {
+                    told.lock().expect("no panic").get_or_insert(name.to_owned());
+                }
+            }
         });
         let begun = Instant::now();
         let status = loop {
             if let Some(status) = child.try_wait().expect("a child can be waited for") {
                 break Some(status);
             }
-            if begun.elapsed() > limit {
+            let over = begun.elapsed() > limit;
+            if over || failed.lock().expect("no panic").is_some() {
                 let _ = child.kill();
                 let _ = child.wait();
                 break None;
@@ -202,11 +240,12 @@ fn passes(
             std::thread::sleep(Duration::from_millis(3));
         };
         let _ = reader.join();
+        let failed = failed.lock().expect("no panic").take().map(|name| (binary, name));
         match status {
             Some(status) if status.success() => {}
-            Some(_) => return Some(false),
-            None => return None,
+            None if failed.is_none() => return Passed::TooLong,
+            _ => return Passed::Not(failed),
         }
     }
-    Some(true)
+    Passed::All
 }

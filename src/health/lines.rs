@@ -170,6 +170,21 @@ mod tests {
         assert_eq!(splitter.discarded(), 5);
     }
 
+    #[test]
+    fn lines_after_an_unfinished_one_that_was_handed_out_are_counted_on() {
+        for (limit, first, discarded) in [(100, "abcdef", 0), (4, "abcd", 2)] {
+            let mut splitter = LineSplitter::new(limit);
+            let mut lines = Vec::new();
+            splitter.push(b"x\n\nabcdef", &mut lines);
+            splitter.end_of_text(&mut lines);
+            splitter.push(b"y\n", &mut lines);
+            let seen: Vec<_> =
+                lines.iter().map(|line| (line.offset, line.number, line.text.as_str())).collect();
+            assert_eq!(seen, [(0, 1, "x"), (2, 2, ""), (3, 3, first), (9, 4, "y")]);
+            assert_eq!(splitter.discarded(), discarded);
+        }
+    }
+
     proptest! {
         #[test]
         fn lines_are_those_of_the_whole_text_however_it_is_cut(

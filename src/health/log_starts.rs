@@ -258,6 +258,32 @@ INFO [importing.py:68] Triton not installed
     }
 
     #[test]
+    fn the_line_on_tokens_that_stopped_coming_is_named_with_its_place() {
+        let still = "INFO [loggers.py:257] Engine 000: Avg prompt throughput: 0.0 tokens/s, Avg generation throughput: 0.0 \
+                     tokens/s, Running: 4 reqs, Waiting: 0 reqs\n";
+        let text = format!("one\ntwo\n{still}three\nfour\n");
+        for piece in [5, 4096] {
+            let seen = starts(&text, piece);
+            let finding = seen[0].findings.iter().find(|f| f.gravity == Gravity::Suspect).unwrap();
+            assert_eq!((finding.line, finding.offset, finding.text.as_str()), (3, 8, still.trim_end()));
+            assert_eq!(seen[0].last_line, 5);
+        }
+    }
+
+    #[test]
+    fn what_comes_before_the_first_banner_belongs_to_its_start_unless_it_failed() {
+        let banner =
+            "(APIServer pid=7) INFO 11-24 03:00:00 [utils.py:261] non-default args: {'model': 'tiny'}\n";
+        let lines = |text: &str| -> Vec<(u64, u64)> {
+            starts(text, 64).iter().map(|start| (start.line, start.last_line)).collect()
+        };
+        assert_eq!(lines(&format!("one\n{banner}two\n")), [(1, 3)]);
+        assert_eq!(lines(&format!("{banner}one\n{banner}two\n")), [(1, 4)], "nothing came of the first");
+        let failed = "(APIServer pid=7) OSError: [Errno 98] Address already in use\n";
+        assert_eq!(lines(&format!("{failed}{banner}two\n")), [(1, 1), (2, 3)]);
+    }
+
+    #[test]
     fn tokens_that_stopped_coming_count_only_if_they_do_not_come_again() {
         let still = "INFO [loggers.py:257] Engine 000: Avg prompt throughput: 0.0 tokens/s, Avg generation throughput: 0.0 \
                      tokens/s, Running: 4 reqs, Waiting: 0 reqs\n";

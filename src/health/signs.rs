@@ -305,6 +305,11 @@ mod tests {
         assert_eq!(after(&[(100, None); 3]).name().kind, HangKind::Undetermined, "nobody knows");
         assert_eq!(after(&[(0, Some(0)); 3]).name().kind, HangKind::GpuIdleHostIdle);
         assert_eq!(
+            after(&[(0, None); 3]).name().kind,
+            HangKind::GpuIdleHostIdle,
+            "it does not compute at all"
+        );
+        assert_eq!(
             after(&[(100, Some(0)), (0, Some(0)), (0, Some(0))]).name().kind,
             HangKind::GpuIdleHostIdle
         );

@@ -210,6 +210,17 @@ mod tests {
     }
 
     #[test]
+    fn every_fault_of_a_program_is_its_own_and_what_only_follows_means_nothing() {
+        for number in [13, 31, 43] {
+            let clue = xid_clue(number, "NVML", None).unwrap();
+            assert_eq!((clue.cause.as_str(), clue.inferred), ("cuda-illegal-access", false), "{number}");
+        }
+        assert!(xid_clue(45, "NVML", None).is_none() && xid_clue(154, "NVML", None).is_none());
+        let unknown = xid_clue(999, "NVML", None).unwrap();
+        assert_eq!((unknown.cause.as_str(), unknown.inferred), ("xid-gpu-lost", true));
+    }
+
+    #[test]
     fn the_counter_is_read_in_both_forms() {
         assert_eq!(parse_oom_kills("low 0\noom 4\noom_kill 3\noom_group_kill 1\n"), Some(3));
         assert_eq!(parse_oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"), Some(2));

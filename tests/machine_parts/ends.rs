@@ -277,3 +277,59 @@ fn a_refused_preflight_of_a_later_attempt_is_tried_again_and_never_exits_with_69
     }
     assert_eq!(run.exit_code(), Some(75));
 }
+
+fn lost_folder() -> EventKind {
+    EventKind::StorageLost { error: "gone".into() }
+}
+
+#[test]
+fn a_lost_run_folder_ends_a_living_server_at_once_and_the_run_with_it() {
+    let ways: [(Phase, &[EventKind]); 3] = [
+        (Phase::Loading, &[passed(), spawned()]),
+        (Phase::WarmUp, &[passed(), spawned(), ready()]),
+        (Phase::Measuring, &[passed(), spawned(), ready(), warm()]),
+    ];
+    for (phase, way) in ways {
+        let mut run = Driven::new(plan());
+        run.give_all(way.iter().cloned()).give(lost_folder());
+        assert_eq!(run.ending(), (Outcome::Stopped, phase));
+        assert_eq!(reason(&run), format!("the run folder was lost during {phase}: gone"));
+        assert!(run.did(&Action::KillAll) && !is_saving(&run), "there is no place for evidence");
+        assert_eq!(run.did(&Action::StopLoad), phase == Phase::Measuring);
+        run.give_all([finished(1, 0, false)]).clean_up(0);
+        assert_eq!((run.exit_code(), run.anomalies()), (Some(75), 0), "{phase}");
+    }
+}
+
+#[test]
+fn a_run_folder_that_is_lost_while_no_server_lives_ends_the_run() {
+    let mut run = Driven::new(plan());
+    run.give(lost_folder());
+    assert_eq!((run.exit_code(), run.machine.is_done()), (Some(75), true));
+    assert_eq!(reason(&run), "the run folder was lost during preflight: gone");
+
+    let mut run = Driven::new(plan());
+    run.give_all([passed(), spawned(), exited("python", true)]).clean_up(0);
+    assert!(run.did(&Action::DrawBackoff));
+    let mut waiting = Driven::new(plan());
+    waiting.give_all([passed(), spawned(), exited("python", true)]).clean_up(0);
+    waiting.give(EventKind::BackoffDrawn { delay: Duration::from_secs(9) });
+    for mut run in [run, waiting] {
+        run.give(lost_folder());
+        assert_eq!((run.exit_code(), run.machine.is_done()), (Some(75), true));
+    }
+}
+
+#[test]
+fn a_run_folder_that_is_lost_after_the_benchmark_takes_its_result_along() {
+    let mut stopping = flushing();
+    stopping.give(EventKind::WindowsClosed { workers: 1 });
+    assert_eq!(stopping.machine.phase(), Phase::Stopping);
+    for mut run in [flushing(), stopping] {
+        run.give(lost_folder());
+        assert!(run.did(&Action::KillAll) && !is_saving(&run));
+        run.clean_up(1);
+        assert!(reason(&run).contains("afterwards, the run folder was lost: gone"), "{}", reason(&run));
+        assert_eq!(run.exit_code(), Some(75));
+    }
+}

@@ -47,6 +47,23 @@ fn a_lost_gpu_and_a_kill_for_memory_go_before_every_line() {
 }
 
 #[test]
+fn a_word_of_the_system_about_nobody_decides_nothing_unless_the_gpu_is_lost() {
+    let about_nobody = |cause: &str, inferred| {
+        EventKind::Clue(Clue {
+            cause: cause.to_owned(),
+            proc: None,
+            inferred,
+            source: "x".to_owned(),
+            text: "y".to_owned(),
+        })
+    };
+    assert_eq!(cause(&[about_nobody("segfault", false)]), UNDETERMINED);
+    assert_eq!(cause(&[about_nobody("xid-gpu-lost", false)]), "xid-gpu-lost");
+    assert_eq!(cause(&[illegal(Gravity::Fatal), about_nobody("xid-gpu-lost", true)]), "cuda-illegal-access");
+    assert_eq!(cause(&[clue("segfault", false, "x")]), "segfault");
+}
+
+#[test]
 fn a_line_that_agrees_with_the_kernel_is_the_one_that_is_shown() {
     let line = finding("host-oom", "host-oom", Gravity::Fatal, 7, "oom-kill");
     let seen = verdict(&[line, clue("host-oom", false, "/dev/kmsg")], Outcome::Crash);
@@ -297,4 +314,87 @@ fn whether_another_try_helps_depends_on_the_words() {
     assert_eq!(port("EADDRINUSE (x)"), crate::event::Retry::Yes);
     assert_eq!(port("address already in use"), crate::event::Retry::Yes);
     assert_ne!(usual, crate::event::Retry::Yes, "or the words would decide nothing");
+}
+
+#[test]
+fn a_kill_from_outside_is_worded_as_one_unless_the_run_succeeded() {
+    let kill = [died(ENGINE, "VLLM::EngineCor", SIGKILL)];
+    let crash = verdict(&kill, Outcome::Crash);
+    assert_eq!((crash.cause.as_str(), crash.outcome), (KILLED, Outcome::Crash));
+    assert!(crash.explanation.starts_with("a process of the server was ended from outside ("));
+    assert_eq!(crash.fingerprint, format!("{KILLED}: VLLM::EngineCor"));
+    let success = verdict(&kill, Outcome::Success);
+    assert!(success.explanation.starts_with(causes::of(KILLED).what), "{}", success.explanation);
+}
+
+#[test]
+fn a_suspicious_line_explains_a_death_that_is_known_only_by_its_status() {
+    let suspect = finding("cuda-oom", "cuda-oom", Gravity::Suspect, 3, "out of memory");
+    let events = [suspect.clone(), died(API, "python3", ExitHow::Code { code: 1 })];
+    let seen = verdict(&events, Outcome::Crash);
+    assert_eq!((seen.cause.as_str(), seen.confidence), ("cuda-oom", Confidence::Likely));
+    // Nobody died, so it is only the best there is.
+    assert_eq!(verdict(&[suspect], Outcome::Crash).confidence, Confidence::Weak);
+    let events = [nccl_suspect(), died(ENGINE, "VLLM::EngineCor", SIGSEGV)];
+    assert_eq!(verdict(&events, Outcome::Crash).cause, "nccl-error", "what it said goes before how it ended");
+}
+
+fn nccl_suspect() -> EventKind {
+    finding("nccl-error", "nccl-error", Gravity::Suspect, 10, "ncclRemoteError: A call failed")
+}
+
+#[test]
+fn a_start_that_nobody_died_of_took_too_long_and_one_with_a_death_did_not() {
+    let of = |events: &[EventKind], outcome| {
+        verdict_in(Phase::Loading, events, &ending(outcome, Phase::Loading)).cause
+    };
+    assert_eq!(of(&[], Outcome::StartupFailure), "startup-timeout");
+    assert_eq!(of(&[], Outcome::Crash), UNDETERMINED);
+    let died = died(API, "python3", ExitHow::Code { code: 1 });
+    assert_eq!(of(&[died], Outcome::StartupFailure), UNDETERMINED);
+    assert_eq!(of(&[vanished()], Outcome::StartupFailure), KILLED, "a line said that somebody died");
+}
+
+#[test]
+fn a_flush_is_over_for_its_own_window_alone() {
+    let line = |rank, what| EventKind::Window(WindowLine { rank, pid: 71, t: 1.0, what });
+    let closed = |window| WindowEvent::Closed {
+        window,
+        file: "x".to_owned(),
+        bytes: 1,
+        first_step: 1,
+        last_step: 2,
+        recorded_s: 1.0,
+        stop_s: 1.0,
+        export_s: 1.0,
+        why: "steps".to_owned(),
+        content: crate::event::WindowContent::default(),
+    };
+    let flushing = line(0, WindowEvent::Flushing { window: 3 });
+    let of = |more: EventKind| verdict(&[flushing.clone(), more], Outcome::Hang).cause;
+    assert_eq!(of(line(0, closed(3))), "engine-hang");
+    assert_eq!(of(line(1, closed(3))), "profiler-flush-stall", "another rank's");
+    assert_eq!(of(line(0, closed(2))), "profiler-flush-stall", "an earlier one");
+    assert_eq!(of(line(0, WindowEvent::Disabled { reason: "x".to_owned() })), "engine-hang");
+}
+
+#[test]
+fn a_standstill_shows_the_line_that_names_it_and_else_what_was_seen() {
+    let stood = |kind| {
+        EventKind::Suspicion(Suspicion {
+            step: SuspicionStep::Act,
+            kind,
+            still: Duration::from_secs(70),
+            patience: Duration::from_secs(60),
+            reasons: vec!["x".to_owned()],
+        })
+    };
+    let line = finding("profiler-stopping", "profiler-flush-stall", Gravity::Suspect, 7, "Stopping profiler");
+    let shown = verdict(&[line, stood(HangKind::ProfilerFlush)], Outcome::Hang).decisive.unwrap();
+    assert_eq!(shown.line, Some(7));
+    let shown = verdict(&[illegal(Gravity::Suspect), stood(HangKind::Stopped)], Outcome::Hang);
+    assert_eq!(
+        (shown.cause.as_str(), shown.decisive.unwrap().source.as_str()),
+        ("engine-hang", "signs of life")
+    );
 }

@@ -249,3 +249,76 @@ fn what_only_follows_is_listed_once_and_without_the_cause() {
     let many: Vec<Finding> = (0..30).map(|n| follows(20 + n, &"z".repeat(n as usize + 1))).collect();
     assert_eq!(consequences(&many, None).len(), 12);
 }
+
+#[test]
+fn a_look_for_the_profiler_by_requests_that_are_refused_is_no_missed_recording() {
+    let start = line("profiler-404", "profiler-404", Gravity::Suspect, 5, "POST /start_profile 404");
+    let refused =
+        |at| line("request-too-long", "request-too-long", Gravity::Consequence, at, "maximum context length");
+    assert_ne!(cause(&[refused(4), start.clone()]), "profiler-404");
+    assert_eq!(cause(&[start.clone(), refused(6)]), "profiler-404", "the work came after it");
+    let stop = line("profiler-404", "profiler-404", Gravity::Suspect, 9, "POST /stop_profile 404");
+    let stopped = line(GRACEFUL, GRACEFUL, Gravity::Harmless, 99, "x");
+    assert_eq!(cause(&[stop, stopped]), "profiler-404", "a stop alone is no look");
+}
+
+#[test]
+fn an_engine_that_left_a_traceback_did_not_vanish() {
+    let gone = line("engine-fatal", Finding::ENGINE_DEAD, Gravity::Fatal, 9, "EngineCore died");
+    assert_eq!(cause(std::slice::from_ref(&gone)), KILLED);
+    for (rule, text) in [
+        ("engine-fatal", "EngineCore encountered a fatal error."),
+        ("engine-failed-to-start", "EngineCore failed to start."),
+        ("worker-exception", "WorkerProc hit an exception."),
+    ] {
+        let trace = line(rule, Finding::ENGINE_DEAD, Gravity::Fatal, 8, text);
+        assert_eq!(cause(&[trace, gone.clone()]), UNDETERMINED, "{text}");
+    }
+}
+
+#[test]
+fn a_module_that_was_missed_is_old_news_only_before_a_failure_with_words_of_its_own() {
+    let missed =
+        |at| line("module-missing", "python-dependency-error", Gravity::Suspect, at, "No module named 'x'");
+    let head = line("engine-fatal", Finding::ENGINE_DEAD, Gravity::Fatal, 5, "encountered a fatal error");
+    let raised = line("exception", UNDETERMINED, Gravity::Consequence, 8, "RuntimeError: odd");
+    assert_eq!(cause(&[missed(1), head.clone(), raised.clone()]), UNDETERMINED);
+    assert_eq!(cause(&[missed(1), head.clone()]), "python-dependency-error", "nobody said anything else");
+    assert_eq!(
+        cause(&[head.clone(), missed(6), raised]),
+        "python-dependency-error",
+        "it is part of the failure"
+    );
+    let module = Finding { rule: "import-error".to_owned(), ..missed(1) };
+    assert_eq!(cause(&[module, head]), "python-dependency-error");
+}
+
+#[test]
+fn what_a_stopped_server_leaves_behind_is_no_sign_of_a_killing() {
+    let left = line("leaked-semaphores", KILLED, Gravity::Suspect, 9, "leaked semaphore objects");
+    let stopped = line(GRACEFUL, GRACEFUL, Gravity::Harmless, 5, "x");
+    assert_eq!(cause(std::slice::from_ref(&left)), KILLED);
+    assert_eq!(cause(&[stopped, left]), GRACEFUL);
+}
+
+#[test]
+fn an_exception_is_the_failures_own_only_under_a_line_that_heads_a_traceback() {
+    let died = line(
+        "worker-died",
+        Finding::ENGINE_DEAD,
+        Gravity::Fatal,
+        9,
+        "Worker proc VllmWorker-1 died unexpectedly",
+    );
+    let raised = line("exception", UNDETERMINED, Gravity::Consequence, 20, "RuntimeError: odd");
+    let shown = |findings: &[Finding]| read(findings).decisive.map(|f| f.line);
+    assert_eq!(shown(&[died.clone(), raised.clone()]), Some(9));
+    let told = line(
+        "engine-fatal",
+        Finding::ENGINE_DEAD,
+        Gravity::Consequence,
+        8,
+        "EngineCore encountered a fatal error",
+    );
+    assert_eq!(shown(&[told, died, raised]), Some(9), "what only follows heads nothing");
+}

@@ -139,6 +139,19 @@ mod tests {
     }
 
     #[test]
+    fn a_step_is_named_by_its_tokens_and_unknown_where_they_are() {
+        let kind = |batch| KnownStep { step: step(1), batch }.kind();
+        assert_eq!(kind(Some([Some(1), Some(0), None])), StepKind::Prefill);
+        assert_eq!(kind(Some([Some(1), Some(9), None])), StepKind::Prefill);
+        assert_eq!(kind(Some([Some(0), Some(1), None])), StepKind::Decode);
+        for unknown in
+            [Some([Some(0), Some(0), None]), Some([None, Some(1), None]), Some([Some(0), None, None]), None]
+        {
+            assert_eq!(kind(unknown), StepKind::Unknown, "{unknown:?}");
+        }
+    }
+
+    #[test]
     fn the_index_tells_steps_phase_and_time() {
         let facts = parse(INDEX);
         assert_eq!(

@@ -269,6 +269,17 @@ mod tests {
     }
 
     #[test]
+    fn a_window_without_a_phase_has_none() {
+        let of = |phase: &str| {
+            let index = format!(
+                r#"{{"event":"opened","rank":0,"pid":7,"t":1,"window":0,"step":5,"phase":"{phase}"}}"#
+            );
+            listing("run", 1, &index, &[], &[]).windows[0].phase.clone()
+        };
+        assert_eq!((of(""), of("warm-up")), (None, Some("warm-up".to_owned())));
+    }
+
+    #[test]
     fn a_window_says_what_it_saw_and_what_it_cost() {
         let trace = Trace {
             file: "window-0000-rank0.pt.trace.json.gz".to_owned(),

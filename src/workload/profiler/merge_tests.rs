@@ -200,3 +200,29 @@ mod any {
         }
     }
 }
+
+#[test]
+fn times_of_ranks_that_began_apart_are_moved_exactly() {
+    let list = |times: &[Value]| -> Value {
+        times
+            .iter()
+            .map(
+                |ts| json!({"ph": "X", "cat": "cpu_op", "name": "a", "pid": 1, "tid": 1, "ts": ts, "dur": 1}),
+            )
+            .collect()
+    };
+    let times = [json!(12), json!(10.001), json!(12.5)];
+    let document = merged(&[trace(Some(5_000), &list(&times)), trace(Some(6_500), &list(&times))]).unwrap();
+    let seen: Vec<String> =
+        events(&document).iter().filter(|e| e["name"] == "a").map(|e| e["ts"].to_string()).collect();
+    assert_eq!(seen, ["12", "10.001", "12.5", "13.5", "11.501", "14"]);
+}
+
+#[test]
+fn a_thread_that_is_named_by_an_odd_number_stays_its_ranks_own() {
+    let list = json!([{"ph": "X", "cat": "cpu_op", "name": "a", "pid": 1, "tid": 1.5, "ts": 1, "dur": 1}]);
+    let document = merged(&[trace(None, &list), trace(None, &list)]).unwrap();
+    let seen: Vec<&str> =
+        events(&document).iter().filter(|e| e["name"] == "a").filter_map(|e| e["tid"].as_str()).collect();
+    assert_eq!(seen, ["rank 0: 1.5", "rank 1: 1.5"]);
+}

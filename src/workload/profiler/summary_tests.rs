@@ -193,3 +193,15 @@ fn students_t_is_that_of_the_tables() {
         assert!((student(df) - t).abs() < 0.001, "{df}: {}", student(df));
     }
 }
+
+#[test]
+fn a_note_is_told_once_and_no_more_than_a_handful() {
+    let noted = |note: &str| WindowProfile { notes: vec![note.to_owned()], ..window(1, 1) };
+    let list = |notes: &[String]| {
+        let list = (0..).zip(notes).map(|(number, note)| (Some((0, number)), noted(note))).collect();
+        of(list, Facts::default()).notes
+    };
+    assert_eq!(list(&["a", "b", "a"].map(str::to_owned)), ["a", "b"]);
+    let many: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    assert_eq!(list(&many).len(), MAX_NOTES);
+}
