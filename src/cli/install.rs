@@ -1,8 +1,14 @@
-//! `varcas-guard install systemd`: a user unit that does one run, and a timer that starts it every night.
+//! `varcas-guard install`: writes what others need to start a run: systemd, Slurm, Kubernetes. Each gets the exit codes of
+//! the README as its own kind of "never again" and "once more", and lets a stop take its time.
 
+mod kubernetes;
+mod slurm;
+mod systemd;
+
+use super::root::Cli;
 use crate::error::{Context, ExitCode, Failure};
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use clap::Parser as _;
+use std::path::Path;
 use std::process::ExitCode as ProcessExit;
 
 /// Flags of `install`.
@@ -15,100 +21,80 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     /// Write varcas-guard.service and varcas-guard.timer for `systemctl --user`
-    Systemd(Systemd),
-}
-
-#[derive(Debug, clap::Args)]
-struct Systemd {
-    /// Where the units go [default: ~/.config/systemd/user]
-    #[arg(long, value_name = "FOLDER")]
-    dir: Option<PathBuf>,
-    /// When the timer starts the run, as in systemd.time(7)
-    #[arg(long, value_name = "TIME", default_value = "*-*-* 23:00:00")]
-    at: String,
-    /// Print the units; write nothing
-    #[arg(long)]
-    print: bool,
-    /// What `varcas-guard run` gets; it runs in the folder in which this command is given
-    #[arg(last = true, value_name = "RUN_ARGS")]
-    run: Vec<String>,
+    Systemd(systemd::Args),
+    /// Write a batch script for `sbatch`
+    Slurm(slurm::Args),
+    /// Write the manifest of a Job for `kubectl create`
+    Kubernetes(kubernetes::Args),
 }
 
 /// Runs it.
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
-    let What::Systemd(args) = &args.what;
-    let exe = std::env::current_exe().context("find this program's own file")?;
-    let cwd = std::env::current_dir().context("find the current folder")?;
-    let units =
-        [("varcas-guard.service", service(&exe, &cwd, &args.run)?), ("varcas-guard.timer", timer(&args.at)?)];
-    if args.print {
-        for (name, text) in units {
-            println!("# {name}\n{text}");
-        }
-        return Ok(ProcessExit::SUCCESS);
-    }
-    let dir = match &args.dir {
-        Some(dir) => dir.clone(),
-        None => std::env::home_dir()
-            .map(|home| home.join(".config/systemd/user"))
-            .ok_or_else(|| Failure::new(ExitCode::Usage, "there is no home folder").hint("pass --dir"))?,
-    };
-    std::fs::create_dir_all(&dir).context(format_args!("make {}", dir.display()))?;
-    for (name, text) in units {
-        let path = dir.join(name);
-        std::fs::write(&path, text).context(format_args!("write {}", path.display()))?;
-        println!("wrote {}", path.display());
-    }
-    println!("\nnow: systemctl --user daemon-reload && systemctl --user enable --now varcas-guard.timer");
-    println!("and, so that it runs while nobody is logged in: loginctl enable-linger");
+    match &args.what {
+        What::Systemd(args) => systemd::run(args),
+        What::Slurm(args) => slurm::run(args),
+        What::Kubernetes(args) => kubernetes::run(args),
+    }?;
     Ok(ProcessExit::SUCCESS)
 }
 
-/// `KillMode=mixed`: a stop asks the guard, which stops in good order; only what is left after that is killed.
-/// The exit codes are those of the README; none is started again by systemd, because `run` retries itself.
-fn service(exe: &Path, cwd: &Path, run: &[String]) -> Result<String, Failure> {
-    let mut line = quoted(&exe.to_string_lossy())?;
-    for word in ["run"].into_iter().chain(run.iter().map(String::as_str)) {
-        let _ = write!(line, " {}", quoted(word)?);
+/// What `run` would refuse is said now and not in the night. `output` stands for the run folder that we choose.
+fn check_run(output: Option<&str>, run: &[String]) -> Result<(), Failure> {
+    let words = ["varcas-guard", "run"].into_iter().chain(output).chain(run.iter().map(String::as_str));
+    if let Err(error) = Cli::try_parse_from(words) {
+        let told = error.render().to_string();
+        let problem = told.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        let failure = Failure::new(ExitCode::Usage, format!("`run` would refuse: {problem}"));
+        return Err(match output {
+            Some(output) => failure.hint(format!("the run folder is chosen here: {output}")),
+            None => failure,
+        });
     }
-    let folder = cwd.to_string_lossy().replace('%', "%%");
-    Ok(format!(
-        "[Unit]\nDescription=A profiled vLLM benchmark, guarded by varcas-guard\n\n[Service]\nType=notify\n\
-         NotifyAccess=main\nExecStart={line}\nWorkingDirectory={folder}\nWatchdogSec=120\nKillMode=mixed\n\
-         TimeoutStartSec=300\nTimeoutStopSec=600\nOOMPolicy=continue\nUMask=0077\nRestart=no\n"
-    ))
+    Ok(())
 }
 
-fn timer(at: &str) -> Result<String, Failure> {
-    if at.chars().any(char::is_control) {
-        return Err(Failure::new(ExitCode::Usage, "--at must be one line"));
-    }
-    Ok(format!(
-        "[Unit]\nDescription=Starts varcas-guard\n\n[Timer]\nOnCalendar={at}\nAccuracySec=1s\nPersistent=false\n\n\
-         [Install]\nWantedBy=timers.target\n"
-    ))
+/// Whether this flag is among those for `run`, and not behind their `--`.
+fn has_flag(run: &[String], flag: &str) -> bool {
+    run.iter()
+        .take_while(|word| *word != "--")
+        .any(|word| word.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
 }
 
-/// As one word of a command line in a unit file (systemd.service(5)).
-fn quoted(word: &str) -> Result<String, Failure> {
-    if word.chars().any(char::is_control) {
-        return Err(Failure::new(ExitCode::Usage, format!("{word:?} cannot stand in a unit file")));
+/// A value that goes into a line of its own.
+fn one_line(what: &str, value: &str) -> Result<(), Failure> {
+    if value.is_empty() || value.chars().any(char::is_control) {
+        return Err(Failure::new(ExitCode::Usage, format!("{what} must be one line, not {value:?}")));
     }
-    let escaped = word.replace('\\', r"\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
-    Ok(format!("\"{escaped}\""))
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(path, text).context(format_args!("write {}", path.display()))?;
+    println!("wrote {}", path.display());
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
     #[test]
-    fn words_reach_the_program_as_they_were_given() {
-        let args = ["--model", "a b", "50%", "$HOME", r#"say "x" \n"#].map(str::to_owned);
-        let unit = service(Path::new("/opt/my tools/vg"), Path::new("/data/100%"), &args).unwrap();
-        let line = r#"ExecStart="/opt/my tools/vg" "run" "--model" "a b" "50%%" "$$HOME" "say \"x\" \\n""#;
-        assert!(unit.contains(line), "{unit}");
-        assert!(unit.contains("WorkingDirectory=/data/100%%\n"), "{unit}");
-        assert!(service(Path::new("/x"), Path::new("/"), &["a\nExecStop=/bin/evil".to_owned()]).is_err());
+    fn what_run_would_refuse_is_refused_before_the_night() {
+        assert!(check_run(Some("out"), &words("--model x -- --port 9")).is_ok());
+        let failure = check_run(Some("out"), &words("--modle x")).unwrap_err();
+        assert!(failure.problems[0].contains("--modle"), "{failure}");
+        assert!(check_run(Some("out"), &words("another-folder")).is_err());
+        assert!(check_run(None, &words("a-folder")).is_ok());
+    }
+
+    #[test]
+    fn the_flags_of_the_server_are_not_those_of_run() {
+        assert!(has_flag(&words("--port 1"), "--port") && has_flag(&words("--port=1"), "--port"));
+        assert!(!has_flag(&words("--portal 1"), "--port"));
+        assert!(!has_flag(&words("--retries 1 -- --port 1"), "--port"));
     }
 }

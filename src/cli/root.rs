@@ -56,7 +56,7 @@ enum Command {
     Notify(notify::Args),
     /// Say what a cause, an exit code or a key of guard.toml means
     Explain(explain::Args),
-    /// Write what starts a run by itself: a systemd unit and timer
+    /// Write what starts a run by itself: for systemd, Slurm or Kubernetes
     Install(install::Args),
     /// Print the man page, or write one for each command
     Man {
@@ -73,6 +73,9 @@ enum Command {
 
 /// Runs the command line and returns the exit code.
 pub fn main(arguments: &[String]) -> ProcessExit {
+    if let Some(code) = crate::supervisor::init::attend() {
+        return code;
+    }
     // Two internal entrances that never meet clap: the keeper and the simulator are this same binary, started again.
     match arguments.get(1).map(String::as_str) {
         Some("__keeper") => return crate::supervisor::keeper::main(&arguments[2..]),

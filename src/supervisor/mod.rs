@@ -3,6 +3,7 @@
 mod autopsy;
 pub mod dispatcher;
 mod family;
+pub mod init;
 pub mod journal;
 pub mod judge;
 pub mod keeper;

@@ -92,17 +92,40 @@ pub fn reset_ignored_signals() -> io::Result<()> {
 /// Blocked and not ignored, so that nothing about it has to be undone but the mask ([`start_unblocked`]).
 pub fn block_signals() -> io::Result<SignalFd> {
     use Signal::*;
-    let mut blocked = SigSet::empty();
-    for signal in [
-        SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGALRM,
-        SIGCHLD,
-    ] {
-        blocked.add(signal);
-    }
+    block_and_watch(
+        &[SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGALRM],
+        &[SIGCHLD],
+    )
+}
+
+/// The same for a first process: what can be passed on ([`sent_signals`]) is delivered too.
+pub fn block_signals_to_pass_on() -> io::Result<SignalFd> {
+    use Signal::*;
+    block_and_watch(
+        &[SIGPIPE, SIGTSTP, SIGTTIN, SIGTTOU, SIGALRM],
+        &[SIGCHLD, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2],
+    )
+}
+
+fn block_and_watch(silenced: &[Signal], delivered: &[Signal]) -> io::Result<SignalFd> {
+    let watched: SigSet = delivered.iter().copied().collect();
+    let blocked: SigSet = silenced.iter().chain(delivered).copied().collect();
     nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&blocked), None)?;
-    let mut watched = SigSet::empty();
-    watched.add(SIGCHLD);
     Ok(SignalFd::with_flags(&watched, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// What came in that a process sent. Not SIGCHLD, and not what comes from the kernel: the terminal gives its signals to
+/// the whole process group, so that a child of ours has them already.
+pub fn sent_signals(signals: &SignalFd) -> Vec<i32> {
+    let mut sent = Vec::new();
+    while let Ok(Some(info)) = signals.read_signal() {
+        let signal = i32::try_from(info.ssi_signo).unwrap_or_default();
+        // Of senders the codes are SI_USER, which is 0, and negative ones (sigaction(2)).
+        if signal != libc::SIGCHLD && info.ssi_code <= libc::SI_USER {
+            sent.push(signal);
+        }
+    }
+    sent
 }
 
 /// From now on new files are ours alone. Returns the mask before, for those we start for others.
@@ -291,7 +314,7 @@ pub fn kill_group_of_zombie(group: i32) {
 }
 
 /// The pid of a dead child that has not been reaped, without reaping it, so that `/proc` can still be asked about it.
-/// Waits for *any* child: only the keeper may call this.
+/// Waits for *any* child: only the keeper may call this, and a first process.
 pub fn peek_dead_child() -> Option<i32> {
     // SAFETY: a zeroed siginfo is valid; the pointer is to a live local.
     unsafe {
