@@ -558,7 +558,11 @@ impl Machine {
             }
             RunState::Flushing { ending, .. } | RunState::Stopping { ending, .. } => {
                 let what = format!("the run folder was lost: {error}");
-                self.kill(now, afterwards(Ending { outcome: Outcome::Degraded, ..ending }, &what), false, out)
+                let mut ending = afterwards(ending, &what);
+                if ending.outcome == Outcome::Success {
+                    ending.outcome = Outcome::Degraded;
+                }
+                self.kill(now, ending, false, out)
             }
             RunState::Draining { ending, load_open, step: DrainStep::Saving, .. } => {
                 self.sigkill(now, ending, load_open, out)

@@ -75,6 +75,17 @@ fn a_folder_that_is_lost_after_the_benchmark_takes_the_success_away() {
 }
 
 #[test]
+fn a_run_that_was_stopped_stays_stopped_when_its_folder_is_lost_afterwards() {
+    let mut run = Driven::new(plan());
+    run.give_all([passed(), spawned(), EventKind::SignalReceived { signal: 2 }]);
+    assert_eq!(run.machine.phase(), Phase::Stopping);
+    run.give_only(lost());
+    assert_only_the_kill(&run);
+    run.clean_up(0);
+    assert_eq!((run.ending(), run.exit_code()), ((Outcome::Stopped, Phase::Loading), Some(130)));
+}
+
+#[test]
 fn a_kill_does_not_wait_for_evidence_that_cannot_be_kept() {
     let mut run = Driven::measuring(plan());
     run.give_only(exited("VLLM::EngineCor", false));
