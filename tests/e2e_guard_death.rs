@@ -21,6 +21,7 @@ use varcas_guard::supervisor::{journal, os, proc};
 use varcas_guard::time::instant_now;
 
 const SIGKILL: i32 = 9;
+const SIGCONT: i32 = 18;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Victims {
@@ -311,4 +312,38 @@ fn a_power_cut_leaves_nothing_that_reap_and_the_next_run_do_not_find() {
     let report = std::fs::read_to_string(done.out.join("report.json")).unwrap();
     assert!(report.contains("what it had left was ended"), "{report}");
     place.run_well("next", &place.config(FAST, "")).assert_nothing_left(&place);
+}
+
+#[test]
+fn a_keeper_that_is_at_work_is_left_to_finish_and_says_whom_it_ended() {
+    let place = Place::new();
+    let mut running = place.run("out", &place.config(FAST, ""), &["--duration", "20m"]);
+    running.until_under_load();
+    let keeper = child_of(running.id, "__keeper").unwrap();
+    // As if the machine were busy with others.
+    os::signal(keeper, os::SIGSTOP).unwrap();
+    running.signal(SIGKILL);
+    let done = running.wait();
+    let mut reap = place.command(&["reap"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let reads = |pid: u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        let reads = text.lines().find_map(|line| line.strip_prefix("syscr: "));
+        reads.and_then(|number| number.parse::<usize>().ok()).unwrap_or(0)
+    };
+    // Every look at all processes takes some reads of each.
+    wait_for("reap to look again and again, or to be over", || {
+        let over = reap.try_wait().unwrap().is_some();
+        (over || reads(reap.id()) > 20 * proc::pids().len()).then_some(())
+    });
+    os::signal(keeper, SIGCONT).unwrap();
+    assert!(reap.wait().unwrap().success());
+    let killed = wait_for("the keeper's last words", || {
+        done.events().into_iter().find_map(|event| match event.kind {
+            EventKind::GuardDied { killed, .. } => Some(killed),
+            _ => None,
+        })
+    });
+    assert!(!killed.is_empty(), "somebody else has ended them");
+    assert!(alive(&done.out).is_empty());
+    place.assert_no_scratch();
 }

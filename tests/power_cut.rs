@@ -51,8 +51,8 @@ fn a_journal_cut_at_any_byte_keeps_every_whole_line_before_the_cut() {
             // Without its line break, the event is there nevertheless.
             let kept = if cut == end - 1 { number + 1 } else { number };
             let kept = &all[number.saturating_sub(1)..kept];
-            let zeros = if cut % 16 == 0 || cut == end - 1 { &[0, BLOCK][..] } else { &[0] };
-            for zeros in zeros.iter().copied() {
+            let tails: &[usize] = if cut.is_multiple_of(16) || cut == end - 1 { &[0, BLOCK] } else { &[0] };
+            for zeros in tails.iter().copied() {
                 let mut left = text[from..cut].to_vec();
                 left.resize(left.len() + zeros, 0);
                 std::fs::write(&path, &left).unwrap();

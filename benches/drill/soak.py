@@ -4,8 +4,8 @@
     benches/drill/soak.py target/release/varcas-guard 500 [--keep FOLDER]
 
 Starts `run --server sim` with so many attempts, of which each dies under load in one of five ways, and samples the
-guard from outside once a second: resident memory, open descriptors, threads, size of the journal. Prints the samples
-of every tenth part, and the slope of a straight line through what follows the first fifth of the attempts, with its 95 %
+guard from outside once a second: resident memory, open descriptors, threads, size of the journal. Prints a sample of
+every tenth part, the lowest and highest of each, and the slope of a straight line through what follows the first fifth of the attempts, with its 95 %
 interval; a guard that leaks has a slope. Neighbouring samples resemble one another, so the line goes through the means
 of 25 blocks of attempts. The journal is counted by kind of event. How long each failure took to be noticed comes from
 the journal and the simulator's marks; its slope is Theil and Sen's, because a few late ones say nothing about all.
@@ -160,6 +160,11 @@ def report(samples, attempts, journal, marks):
         slope = line([(s["attempt"], s[key]) for s in later])
         told = f"{slope[0] * 100:+.3f} +- {slope[1] * 100:.3f}" if slope else "(too few samples)"
         print(f"{key}: at most {max(s[key] for s in samples):.1f} {unit}; after the first fifth {told} {unit} in 100 attempts")
+    # They swing with what an attempt is at; what leaks raises the lowest.
+    for key in ("rss", "fds", "threads"):
+        tenth = max(1, len(samples) // 10)
+        spans = [[s[key] for s in samples[i:i + tenth]] for i in range(0, tenth * 10, tenth)]
+        print(f"{key}, lowest and highest of each tenth: " + ", ".join(f"{min(s):.1f}-{max(s):.1f}" for s in spans if s))
     found = detections(journal, marks)
     slope = theil_sen(found)
     if slope:

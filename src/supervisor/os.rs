@@ -47,14 +47,18 @@ pub fn lowest_priority() {
 
 /// Memory that was freed goes back to the system, however many threads come and go: two heaps for all of them, where glibc
 /// would have eight a processor, and pages of its own for whatever is large. To be called before there are threads.
+#[cfg(target_env = "gnu")]
 pub fn keep_heap_small() {
-    #[cfg(target_env = "gnu")]
     // SAFETY: plain numbers, and nobody else allocates meanwhile. A refusal leaves things as they were.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
         libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
     }
 }
+
+/// Other allocators have no such settings.
+#[cfg(not(target_env = "gnu"))]
+pub fn keep_heap_small() {}
 
 /// From now on orphans of our descendants become our children instead of init's.
 pub fn become_subreaper() -> io::Result<()> {
