@@ -9,12 +9,15 @@ use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use varcas_guard::event::ProcId;
 use varcas_guard::supervisor::{os, proc};
 
 /// The folder has a name of its own in every environment and command line of this cluster.
 pub(crate) struct Cluster {
     dir: tempfile::TempDir,
     daemons: Vec<Child>,
+    /// What belongs to the daemons themselves.
+    helpers: Vec<ProcId>,
 }
 
 /// Where Debian puts it; not in everybody's `PATH`.
@@ -35,7 +38,7 @@ impl Cluster {
         }
         let dir = tempfile::Builder::new().prefix("slurm-").tempdir_in("/tmp").unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let mut cluster = Self { dir, daemons: Vec::new() };
+        let mut cluster = Self { dir, daemons: Vec::new(), helpers: Vec::new() };
         cluster.write_settings();
         let at = |name: &str| cluster.path(name).display().to_string();
         let (key, socket, log, seed) = (at("key"), at("munge"), at("munged.log"), at("seed"));
@@ -46,6 +49,7 @@ impl Cluster {
         cluster.daemon("slurmctld", &["-D"]);
         cluster.daemon("slurmd", &["-D", "-N", "node"]);
         wait_for("the node", || (cluster.ask("sinfo", &["-h", "-o", "%T"]).trim() == "idle").then_some(()));
+        cluster.helpers = cluster.processes();
         Some(cluster)
     }
 
@@ -92,8 +96,10 @@ impl Cluster {
     fn daemon(&mut self, name: &str, args: &[&str]) {
         let out = File::create(self.path(&format!("{name}.out"))).unwrap();
         let error = out.try_clone().unwrap();
-        let child = self.command(name).args(args).stdout(out).stderr(error).spawn().unwrap();
-        self.daemons.push(child);
+        // Also of a test that is killed nothing may stay.
+        let mut command = self.command("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(program(name).unwrap()).args(args);
+        self.daemons.push(command.stdout(out).stderr(error).spawn().unwrap());
     }
 
     /// What one of Slurm's commands prints.
@@ -113,16 +119,20 @@ impl Cluster {
         Job { cluster: self, id: String::from_utf8(output.stdout).unwrap().trim().to_owned() }
     }
 
-    /// Processes whose environment or command line names this cluster's folder, but for the three daemons and ourselves.
-    fn left(&self) -> Vec<varcas_guard::event::ProcId> {
+    /// Processes of this cluster, whose environment names its folder, without the daemons.
+    fn processes(&self) -> Vec<ProcId> {
         let name = self.dir.path().to_string_lossy().into_owned();
         let daemons: Vec<i32> = self.daemons.iter().map(|child| i32::try_from(child.id()).unwrap()).collect();
         let ours = |pid: &i32| {
             !daemons.contains(pid)
-                && *pid != os::own_pid()
                 && proc::environ(*pid).is_some_and(|block| String::from_utf8_lossy(&block).contains(&name))
         };
         proc::pids().into_iter().filter(ours).filter_map(proc::id).collect()
+    }
+
+    /// Those of jobs, the job's own and Slurm's.
+    fn of_jobs(&self) -> Vec<ProcId> {
+        self.processes().into_iter().filter(|id| !self.helpers.contains(id)).collect()
     }
 }
 
@@ -133,8 +143,8 @@ impl Drop for Cluster {
             drop(child.kill());
             drop(child.wait());
         }
-        // slurmstepd and the job of a test that failed.
-        for id in self.left() {
+        // Their helpers, and of a test that failed also slurmstepd and the job.
+        for id in self.processes() {
             drop(os::signal(id, os::SIGKILL));
         }
     }
@@ -161,7 +171,7 @@ impl Job<'_> {
             let facts = self.facts();
             facts.get("JobState").is_some_and(|state| over.contains(&state.as_str())).then_some(facts)
         });
-        wait_for("the job's last process", || self.cluster.left().is_empty().then_some(()));
+        wait_for("the job's last process", || self.cluster.of_jobs().is_empty().then_some(()));
         facts
     }
 }
