@@ -83,7 +83,8 @@ impl Cut {
             None => first.checked_sub(1)?,
         };
         // None of them is whole when a line without an end was taken out.
-        let is_sound = first <= last.checked_add(1)? && kept <= last && to.checked_sub(from)? >= NOTE as u64;
+        let is_sound =
+            first <= last.saturating_add(1) && kept <= last && to.checked_sub(from)? >= NOTE as u64;
         is_sound.then_some(Self { from, to, first, last, kept, is_hole })
     }
 

@@ -1,8 +1,8 @@
 //! Keeps the server's log from filling the disk. How, and why nothing can be lost by it, is told in [`crate::cut_log`].
 //!
 //! Three quarters of the limit are the log's: when it takes more, all but its head and the newest quarter is taken out. The first
-//! that is taken out, where a flood begins, is compressed, until that has become a quarter of the limit or the log
-//! outgrows the compressing; from then on it is dropped. Nothing is taken out before the rules have seen it.
+//! that is taken out, where a flood begins, is compressed: as much text as a quarter of the limit in any case, and more until
+//! the compressed has become a quarter or the log outgrows the compressing; from then on it is dropped. Nothing is taken out before the rules have seen it.
 
 use super::os;
 use crate::cut_log::{Cut, MOST_HEAD, NOTE, piece};
@@ -104,7 +104,9 @@ struct Held {
     cut: Option<Cut>,
     /// False from the first line on that is not kept: what is kept is one range.
     keeping: bool,
+    /// Bytes of the piece, and of the text in it.
     piece: u64,
+    text: u64,
 }
 
 #[derive(Debug)]
@@ -155,7 +157,7 @@ impl Limiter {
         }
         // One that was cut already is that of an earlier log with the same name.
         let piece = fs::symlink_metadata(piece(&self.log)).map_or(0, |meta| meta.len());
-        Ok(Held { file, id, cut: None, keeping: piece == 0, piece })
+        Ok(Held { file, id, cut: None, keeping: piece == 0, piece, text: 0 })
     }
 
     /// Tells each time twice as much is gone, and at the end: a flood must not fill the journal instead.
@@ -203,7 +205,9 @@ impl Held {
         }
         let lines = memchr::memchr_iter(b'\n', &chunk).count() as u64;
         let mut cut = Cut { to, last: before.last + lines, ..before };
-        self.keeping = self.keeping && self.piece < limit / 4 && self.taken()? <= limit;
+        // Some of it in any case: where a flood begins stands what set it off.
+        let is_in_time = self.text < limit / 4 || self.taken()? <= limit;
+        self.keeping = self.keeping && self.piece < limit / 4 && is_in_time;
         if self.keeping {
             match self.keep(chunk, piece, redactor) {
                 Ok(()) => cut.kept = cut.last,
@@ -248,6 +252,7 @@ impl Held {
             options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(piece)?;
         file.write_all(&member)?;
         self.piece += member.len() as u64;
+        self.text += text.len() as u64;
         Ok(())
     }
 }
