@@ -5,6 +5,7 @@
 //! facts to the machine again and must reach the same conclusions (`EventKind::is_fact`).
 
 mod check;
+mod disk;
 mod finding;
 mod measured;
 pub mod profile;
@@ -14,6 +15,7 @@ mod window;
 pub mod words;
 
 pub use check::{Check, ServerFacts, Severity};
+pub use disk::{GaveWay, LogCut};
 pub use finding::{Clue, Evidence, Finding, Gravity, HangKind, Suspicion, SuspicionStep};
 pub use measured::{
     BenchSummary, EngineSample, GpuDetails, GpuHolder, GpuSample, Latency, LoadProgress, ProcSample, Reading,
@@ -335,6 +337,10 @@ pub enum EventKind {
         /// Whether it is the server's first process.
         main: bool,
     },
+    /// The middle of the server's log was taken out, because it takes more than `disk.max-log`.
+    LogCut(LogCut),
+    /// The run takes more than `disk.max`, and a new attempt needs room.
+    WindowsGaveWay(GaveWay),
     /// A signal is about to be sent by us.
     SignalSent {
         /// Number.

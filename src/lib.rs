@@ -14,7 +14,7 @@
 //! # Map and dependency rule
 //!
 //! `main -> cli -> supervisor, recovery, workload, health, console`; these five use [`event`], [`time`], [`config`],
-//! [`error`], [`redact`], [`gz`] (salvage and windows both compress, and neither may use the other) and [`view`] (whatever
+//! [`error`], [`redact`], [`cut_log`], [`gz`] (salvage and windows both compress, and neither may use the other) and [`view`] (whatever
 //! shows a run folds its events in the same way). `recovery`, `health`, `workload` and `console` never use `supervisor` or
 //! each other: what one needs of another arrives as an event.
 //! `tests/architecture.rs` holds this.
@@ -30,6 +30,8 @@ pub mod cli;
 pub mod config;
 /// What faces a person while a run goes on.
 pub mod console;
+/// A log of which a part was taken out.
+pub mod cut_log;
 /// Errors and exit codes.
 pub mod error;
 /// The vocabulary.

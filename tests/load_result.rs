@@ -146,6 +146,21 @@ fn a_server_that_falls_behind_is_noticed_while_the_load_goes_on_and_one_that_kee
 }
 
 #[test]
+fn the_gaps_of_one_workload_are_not_those_of_another() {
+    let mixed =
+        Schedule::draw(Mix::named("mixed").unwrap(), Arrivals::Constant { rate: 10.0 }, 60_000 * MS, 4096, 1);
+    let mut tally = Tally::new(&mixed.unwrap(), Slo::default());
+    for (workload, gap) in [(0, 10), (1, 30), (2, 50), (1, 30)] {
+        tally.piece(workload, 100 * MS, None);
+        tally.piece(workload, (100 + gap) * MS, Some(100 * MS));
+    }
+    let summary = tally.finish(None).summary();
+    let seen: Vec<(u64, f64)> = summary.by_workload.iter().map(|w| (w.itl_ms.n, w.itl_ms.p50)).collect();
+    assert_eq!(seen, [(1, 10.0), (2, 30.0), (1, 50.0)]);
+    assert_eq!((summary.itl_ms.n, summary.itl_ms.max), (4, 50.0));
+}
+
+#[test]
 fn every_key_that_scripts_read_is_there() {
     let load = load();
     let mut tally = Tally::new(&load.schedule, Slo { ttft: Some(42 * MS), ..Slo::default() });
@@ -155,8 +170,8 @@ fn every_key_that_scripts_read_is_there() {
             record.fault = Some(Fault::new(ErrorClass::Cancelled, "it was stopped"));
         }
         tally.sent(&record);
-        tally.piece(record.first.unwrap(), None);
-        tally.piece(record.last.unwrap(), record.first);
+        tally.piece(0, record.first.unwrap(), None);
+        tally.piece(0, record.last.unwrap(), record.first);
         tally.ended(&record);
     }
     let totals = tally.finish(Some("it was stopped".to_owned()));
@@ -218,6 +233,7 @@ fn every_key_that_scripts_read_is_there() {
     // 90 ms for nine further tokens; the gap between the two pieces is 90 ms.
     assert!((result["median_tpot_ms"].as_f64().unwrap() - 10.0).abs() < 1e-6);
     assert!((result["median_itl_ms"].as_f64().unwrap() - 90.0).abs() < 1e-6);
+    assert_eq!(result["by_workload"]["chat"]["itl_ms"]["p50"], 90.0);
     assert!((result["median_ttft_ms"].as_f64().unwrap() - 42.0).abs() < 1e-6);
     assert!((result["median_e2el_ms"].as_f64().unwrap() - 132.0).abs() < 1e-6);
     let seconds = result["timeseries"].as_array().unwrap();

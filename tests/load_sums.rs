@@ -88,9 +88,9 @@ fn six() -> Totals {
     }
     for record in records.iter().filter(|record| record.id != 3) {
         if let (Some(first), Some(last)) = (record.first, record.last) {
-            tally.piece(first, None);
+            tally.piece(record.workload, first, None);
             if record.pieces > 1 {
-                tally.piece(last, Some(first));
+                tally.piece(record.workload, last, Some(first));
             }
         }
         tally.ended(record);

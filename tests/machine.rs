@@ -4,9 +4,9 @@ use proptest::prelude::*;
 use std::time::Duration;
 use varcas_guard::config::{OnHang, Plan, ProfileMode};
 use varcas_guard::event::{
-    BenchSummary, Check, EngineSample, EventKind, ExitHow, Finding, Gravity, HangKind, LoadProgress, Outcome,
-    Phase, ProcId, ProcSample, Reading, ServerFacts, Severity, SuspicionStep, Timer, Trace, WindowEvent,
-    WindowLine,
+    BenchSummary, Check, EngineSample, EventKind, ExitHow, Finding, GaveWay, Gravity, HangKind, LoadProgress,
+    Outcome, Phase, ProcId, ProcSample, Reading, ServerFacts, Severity, SuspicionStep, Timer, Trace,
+    WindowEvent, WindowLine,
 };
 use varcas_guard::supervisor::machine::Machine;
 use varcas_guard::supervisor::state::Action;

@@ -1,5 +1,6 @@
 //! `varcas-guard diagnose`: what a vLLM server log failed of, whoever ran the server, or what a run of ours did.
 
+use crate::cut_log::{self, Cut, Part};
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Confidence, Ending, Event, EventKind, Finding, Outcome, Phase, Quote, Retry, Verdict};
 use crate::health::log_rules::{Rules, plain};
@@ -11,12 +12,14 @@ use crate::supervisor::layout::RunDir;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode as ProcessExit;
 
 /// Read at once.
 const PIECE: usize = 1 << 20;
+/// Nothing lies beside it.
+const STDIN: &str = "/dev/stdin";
 /// Lines shown around the decisive one.
 const AROUND: usize = 3;
 /// So much of a log is read to show them.
@@ -61,7 +64,7 @@ pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
         of_run(&args.source, &rules)?
     } else {
         let file = File::open(&args.source).map_err(|error| unreadable(&args.source, &error))?;
-        of_log(&args.source.display().to_string(), file, &rules)?
+        of_log(&args.source.display().to_string(), &args.source, &file, &rules)?
     };
     let text = if args.json {
         serde_json::to_string_pretty(&diagnosis.json()).context("write the verdict as JSON")? + "\n"
@@ -121,17 +124,37 @@ fn of_stdin(rules: &Rules) -> Result<Diagnosis, Failure> {
         kept.write_all(piece)
     })
     .context("read standard input")?;
-    Ok(of_starts("standard input", &starts.finish(), &mut kept))
+    // Again from its beginning: it may be a log of ours of which a part was taken out.
+    if Cut::of(&kept).is_ok_and(|cut| cut.is_some()) {
+        return of_log("standard input", Path::new(STDIN), &kept, rules);
+    }
+    Ok(of_starts("standard input", &starts.finish(), Path::new(STDIN), &kept))
 }
 
-fn of_log(name: &str, mut file: File, rules: &Rules) -> Result<Diagnosis, Failure> {
+fn of_log(name: &str, path: &Path, file: &File, rules: &Rules) -> Result<Diagnosis, Failure> {
     let mut starts = Starts::new(rules);
-    pieces(&mut file, |piece| {
-        starts.push(piece);
+    let lost = whole(path, file, &mut starts).map_err(|error| unreadable(Path::new(name), &error))?;
+    let mut diagnosis = of_starts(name, &starts.finish(), path, file);
+    diagnosis.verdict.missing.extend(lost);
+    Ok(diagnosis)
+}
+
+/// Reads a log with what was taken out of it. What of it is nowhere any more comes back in words.
+fn whole(path: &Path, file: &File, starts: &mut Starts<'_>) -> std::io::Result<Option<String>> {
+    let mut lost = None;
+    cut_log::read(path, file, &mut |part| {
+        match part {
+            Part::Bytes(bytes) => starts.push(bytes),
+            Part::Missing { first, last, to } => {
+                lost = (first <= last).then(|| {
+                    format!("lines {first} to {last} of the log, which were dropped because of disk.max-log")
+                });
+                starts.skip(last, to);
+            }
+        }
         Ok(())
-    })
-    .map_err(|error| unreadable(Path::new(name), &error))?;
-    Ok(of_starts(name, &starts.finish(), &mut file))
+    })?;
+    Ok(lost)
 }
 
 fn pieces(source: &mut impl Read, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()> {
@@ -146,7 +169,7 @@ fn pieces(source: &mut impl Read, mut take: impl FnMut(&[u8]) -> std::io::Result
     }
 }
 
-fn of_starts(name: &str, starts: &[Start], file: &mut File) -> Diagnosis {
+fn of_starts(name: &str, starts: &[Start], path: &Path, file: &File) -> Diagnosis {
     let lives: Vec<Life> = starts
         .iter()
         .map(|start| Life {
@@ -159,7 +182,7 @@ fn of_starts(name: &str, starts: &[Start], file: &mut File) -> Diagnosis {
         |life: &Life| !(life.verdict.cause == causes::HEALTHY && life.verdict.confidence == Confidence::Weak);
     let at = lives.iter().rposition(says).unwrap_or(lives.len().saturating_sub(1));
     let mut verdict = lives[at].verdict.clone();
-    let around = neighbours(&mut verdict, &starts[at].findings, file);
+    let around = neighbours(&mut verdict, &starts[at].findings, path, file);
     Diagnosis { source: name.to_owned(), verdict, lives, around }
 }
 
@@ -182,16 +205,14 @@ fn named(mut verdict: Verdict, name: &str) -> Verdict {
 }
 
 /// The decisive line whole, and what stands around it. Without them the verdict is as good.
-fn neighbours(verdict: &mut Verdict, findings: &[Finding], file: &mut File) -> Vec<(u64, String)> {
+fn neighbours(verdict: &mut Verdict, findings: &[Finding], path: &Path, file: &File) -> Vec<(u64, String)> {
     let Some(Quote { line: Some(line), text, .. }) = &mut verdict.decisive else { return Vec::new() };
     let Some(finding) = findings.iter().find(|finding| finding.line == *line) else { return Vec::new() };
-    let from = finding.offset.saturating_sub(NEAR);
-    let mut bytes = Vec::new();
-    let read = file
-        .seek(SeekFrom::Start(from))
-        .and_then(|_| file.take(finding.offset - from + NEAR).read_to_end(&mut bytes));
-    let at = usize::try_from(finding.offset - from).unwrap_or(usize::MAX);
-    if read.is_err() || at > bytes.len() {
+    let Ok((from, bytes)) = cut_log::near(path, file, finding.offset, NEAR) else { return Vec::new() };
+    let Some(at) = finding.offset.checked_sub(from).and_then(|at| usize::try_from(at).ok()) else {
+        return Vec::new();
+    };
+    if at >= bytes.len() {
         return Vec::new();
     }
     let (before, after) = bytes.split_at(at);
@@ -217,7 +238,7 @@ fn of_run(root: &Path, rules: &Rules) -> Result<Diagnosis, Failure> {
             )
             .hint("give the folder of a run, or a log")
         })?;
-        return of_log(&log.display().to_string(), file, rules);
+        return of_log(&log.display().to_string(), &log, &file, rules);
     }
     let read = journal::read(&dir.journal()).map_err(|error| unreadable(&dir.journal(), &error))?;
     let attempts = read.events.last().map_or(0, |event| event.attempt);
@@ -231,8 +252,8 @@ fn of_run(root: &Path, rules: &Rules) -> Result<Diagnosis, Failure> {
         let events: Vec<&Event> = read.events.iter().filter(|event| event.attempt == number).collect();
         let log = dir.attempt(number).server_log();
         let (mut verdict, findings) = of_attempt(&events, &log, rules);
-        if let Ok(mut file) = File::open(&log) {
-            around = neighbours(&mut verdict, &findings, &mut file);
+        if let Ok(file) = File::open(&log) {
+            around = neighbours(&mut verdict, &findings, &log, &file);
         }
         lives.push(Life { title: format!("attempt {number}"), verdict });
     }
@@ -282,13 +303,7 @@ fn of_attempt(events: &[&Event], log: &Path, rules: &Rules) -> (Verdict, Vec<Fin
 
 fn last_start(log: &Path, rules: &Rules) -> Vec<Finding> {
     let mut starts = Starts::new(rules);
-    let read = File::open(log).and_then(|mut file| {
-        pieces(&mut file, |piece| {
-            starts.push(piece);
-            Ok(())
-        })
-    });
-    if read.is_err() {
+    if File::open(log).and_then(|file| whole(log, &file, &mut starts)).is_err() {
         return Vec::new();
     }
     starts.finish().pop().map(|start| start.findings).unwrap_or_default()

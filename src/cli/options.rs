@@ -3,7 +3,7 @@
 use crate::config::{Given, Plan, plan};
 use crate::error::{ExitCode, Failure};
 use crate::health::log_rules::Rules;
-use crate::supervisor::port::PortState;
+use crate::supervisor::port::{self, PortState, claim};
 use crate::supervisor::{layout, preflight};
 use crate::workload::load::compose;
 use std::collections::BTreeMap;
@@ -61,6 +61,9 @@ pub struct Options {
     /// The run folder takes no more than this, e.g. 20GB: old profiler windows give way, then the run is stopped
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub max_disk: Option<String>,
+    /// The server's log takes no more than this, e.g. 1GB: its beginning and its end stay, the middle is compressed or dropped
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub max_log: Option<String>,
     /// Change no setting for a further attempt, whatever the one before failed of
     #[arg(long)]
     pub no_mitigation: bool,
@@ -98,6 +101,7 @@ impl Options {
             ("budgets.startup", &self.startup_timeout),
             ("budgets.run", &self.deadline),
             ("disk.max", &self.max_disk),
+            ("disk.max-log", &self.max_log),
         ];
         let mut flags: Vec<(&'static str, String)> =
             flags.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect();
@@ -164,12 +168,20 @@ pub fn of_file(config: Option<&PathBuf>, notify: Vec<String>) -> Result<Plan, Fa
     plan(Plan::default(), &Given { file, notify, ..Given::default() })
 }
 
-/// The first port that nobody has, from the default on. If another takes it before the server does, the preflight says so.
+/// The first port that nobody has and no other guard has chosen, from the default on; it is ours from then on. If another
+/// program takes it before the server does, the preflight says so.
 fn free_port() -> u16 {
     const FIRST: u16 = 8000;
-    (FIRST..FIRST + 1000)
-        .find(|port| matches!(crate::supervisor::port::probe(*port), Ok(PortState::Free)))
-        .unwrap_or(FIRST)
+    let is_free = |port: &u16| {
+        // Where claims cannot be made, it is as good as without them.
+        let is_free =
+            claim::claim(*port).unwrap_or(true) && matches!(port::probe(*port), Ok(PortState::Free));
+        if !is_free {
+            claim::release(*port);
+        }
+        is_free
+    };
+    (FIRST..FIRST + 1000).find(is_free).unwrap_or(FIRST)
 }
 
 /// The rules for the server's log: the built-in ones and those of the user.

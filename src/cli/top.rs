@@ -4,6 +4,7 @@ use super::options::runtime;
 use super::runs::{find, is_guarded};
 use crate::console::top::state::LogLine;
 use crate::console::top::{Message, show};
+use crate::cut_log::Cut;
 use crate::error::{Context, ExitCode, Failure};
 use crate::event::{Event, EventKind, ProcId};
 use crate::health::tail::Tail;
@@ -135,6 +136,8 @@ struct Log {
     attempt: u32,
     file: Option<(u64, u64)>,
     offset: u64,
+    /// What was taken out of it.
+    cut: Option<Cut>,
     /// Where `rest` begins.
     rest_at: u64,
     rest: Vec<u8>,
@@ -151,6 +154,7 @@ impl Log {
             self.file = Some((meta.dev(), meta.ino()));
             self.offset = meta.len().saturating_sub(END);
             (self.rest_at, self.rest) = (self.offset, Vec::new());
+            self.cut = Cut::of(&file).ok().flatten();
         }
         let mut piece = vec![0; usize::try_from(END).unwrap_or(1 << 18)];
         let Ok(n @ 1..) = file.read_at(&mut piece, self.offset) else { return (anew, Vec::new()) };
@@ -159,11 +163,12 @@ impl Log {
         self.offset += n as u64;
         self.rest.extend_from_slice(&piece[..n]);
         let mut lines = Vec::new();
+        let written = |place| self.cut.map_or(place, |cut| cut.written(place));
         let mut from = 0;
         while let Some(at) = self.rest[from..].iter().position(|byte| *byte == b'\n') {
             let text = String::from_utf8_lossy(&self.rest[from..from + at]);
             lines.push(LogLine {
-                offset: self.rest_at + from as u64,
+                offset: written(self.rest_at + from as u64),
                 text: text.trim_end_matches('\r').to_owned(),
             });
             from += at + 1;

@@ -38,7 +38,7 @@ pub fn type_of(setting: &Setting) -> String {
         Kind::Span(min, _) if min.is_zero() => "duration".to_owned(),
         Kind::Span(min, _) => format!("duration, at least {}", crate::time::human(min)),
         Kind::Share(min, max, _) => format!("share, {}% to {}%", super::percent(min), super::percent(max)),
-        Kind::Size(_) => "size".to_owned(),
+        Kind::Size(..) => "size".to_owned(),
         Kind::Spans(_) => "list of durations".to_owned(),
         Kind::Flag(_) => "true or false".to_owned(),
         Kind::Tables(_) => "list of tables".to_owned(),
@@ -54,7 +54,7 @@ fn samples(kind: &Kind) -> Vec<String> {
         Kind::Whole(min, max, _) => vec![min.to_string(), max.to_string()],
         Kind::Real(min, max, _) | Kind::Share(min, max, _) => vec![min.to_string(), max.to_string()],
         Kind::Span(..) => vec!["77777s".to_owned()],
-        Kind::Size(_) => vec!["77777MB".to_owned()],
+        Kind::Size(..) => vec!["77777MB".to_owned()],
         Kind::Spans(_) => vec!["77777s".to_owned()],
         Kind::Flag(_) => vec!["true".to_owned(), "false".to_owned()],
         Kind::Tables(_) | Kind::Words(_) | Kind::Pairs(_) => Vec::new(),
@@ -87,7 +87,10 @@ fn toml_of(value: &Value, kind: &Kind) -> Option<String> {
         // The word stands for other settings.
         (Kind::Choice(..), value) if !value.is_string() => return None,
         (Kind::Span(..), Value::Number(number)) => span(number.as_f64()?),
-        (Kind::Size(_), Value::Number(number)) => format!("\"{}MB\"", number.as_u64()? / 1_000_000),
+        (Kind::Size(..), Value::Number(number)) => match number.as_u64()? {
+            bytes if bytes % 1_000_000_000 == 0 => format!("\"{}GB\"", bytes / 1_000_000_000),
+            bytes => format!("\"{}MB\"", bytes / 1_000_000),
+        },
         (Kind::Spans(_), Value::Array(items)) => {
             let items: Option<Vec<String>> = items.iter().map(|item| item.as_f64().map(span)).collect();
             format!("[{}]", items?.join(", "))

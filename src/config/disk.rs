@@ -11,16 +11,28 @@ pub struct DiskPlan {
     pub max: Option<u64>,
     /// With less free space than this the run is stopped in good order, before a write fails in the middle of it.
     pub min_free: u64,
+    /// For the server's log and what is kept of its middle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_log: Option<u64>,
 }
+
+/// A log cannot be kept shorter.
+pub const LEAST_LOG: u64 = 1_000_000;
 
 impl Default for DiskPlan {
     fn default() -> Self {
-        Self { max: None, min_free: 250_000_000 }
+        Self { max: None, min_free: 250_000_000, max_log: Some(1_000_000_000) }
     }
 }
 
 pub(super) fn of(plan: &mut Plan) -> &mut DiskPlan {
     plan.disk.get_or_insert_default()
+}
+
+/// As [`parse_size`], at least so many bytes.
+pub(super) fn parse_size_from(least: u64, text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if bytes < least { Err(format!("`{text}` is less than {}MB", least / 1_000_000)) } else { Ok(bytes) }
 }
 
 /// `500MB`, `1.5 GB`, `2GiB`. A number without a unit is refused, because people mean different things by it.

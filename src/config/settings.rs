@@ -21,8 +21,8 @@ pub enum Kind {
     Span(Duration, fn(&mut Plan, Duration)),
     /// `5%` or `0.05`, within these bounds.
     Share(f64, f64, fn(&mut Plan, f64)),
-    /// `500MB`, `20GB`.
-    Size(fn(&mut Plan, u64)),
+    /// `500MB`, `20GB`; at least so many bytes.
+    Size(u64, fn(&mut Plan, u64)),
     /// A list of points in time: `10s,60s`.
     Spans(fn(&mut Plan, Vec<Duration>)),
     /// True or false.
@@ -487,14 +487,20 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "disk.max",
         Some("--max-disk"),
-        Kind::Size(|p, v| disk::of(p).max = Some(v)),
+        Kind::Size(0, |p, v| disk::of(p).max = Some(v)),
         "bytes for the run folder, like 20GB: old windows give way, then the run is stopped",
     ),
     setting(
         "disk.min-free",
         None,
-        Kind::Size(|p, v| disk::of(p).min_free = v),
+        Kind::Size(0, |p, v| disk::of(p).min_free = v),
         "with less free space the run is stopped in good order",
+    ),
+    setting(
+        "disk.max-log",
+        Some("--max-log"),
+        Kind::Size(disk::LEAST_LOG, |p, v| disk::of(p).max_log = Some(v)),
+        "bytes for the server's log: its beginning and its end stay, the middle is compressed or dropped",
     ),
     setting(
         "policy.mitigate",
@@ -506,7 +512,7 @@ pub const SETTINGS: &[Setting] = &[
         "policy.same-failure",
         None,
         Kind::Whole(1, 1000, |p, v| {
-            p.policy.get_or_insert_default().same_failure = u32::try_from(v).unwrap_or(u32::MAX);
+            p.policy.get_or_insert_default().same_failure = u32::try_from(v).unwrap_or(1)
         }),
         "stop early after so many failures that are the same",
     ),
@@ -527,10 +533,7 @@ pub fn by_key(key: &str) -> Option<&'static Setting> {
 /// Reads one textual value into the plan.
 pub fn set_text(plan: &mut Plan, setting: &Setting, text: &str) -> Result<(), String> {
     match setting.kind {
-        Kind::Text(set) if text.is_empty() => {
-            let _ = set;
-            return Err("is empty".to_owned());
-        }
+        Kind::Text(_) if text.is_empty() => return Err("is empty".to_owned()),
         Kind::Text(set) => set(plan, text.to_owned()),
         Kind::Choice(words, set) => {
             if !words.contains(&text) {
@@ -583,7 +586,7 @@ pub fn set_text(plan: &mut Plan, setting: &Setting, text: &str) -> Result<(), St
             spans.sort_unstable();
             set(plan, spans);
         }
-        Kind::Size(set) => set(plan, disk::parse_size(text)?),
+        Kind::Size(min, set) => set(plan, disk::parse_size_from(min, text)?),
         Kind::Flag(set) => match text {
             "true" => set(plan, true),
             "false" => set(plan, false),

@@ -2,6 +2,7 @@
 
 use crate::event::words::{progress, sentence};
 use crate::event::{Event, EventKind};
+use crate::time::human;
 use std::time::Duration;
 
 /// How often the progress of the load is worth a line.
@@ -25,12 +26,16 @@ pub enum Style {
 pub struct Lines {
     style: Style,
     last_progress: Duration,
+    /// How long open requests may take after the last send.
+    drain: Option<Duration>,
+    /// Requests of the load; none once it was told that they are all sent.
+    planned: Option<u64>,
 }
 
 impl Lines {
     /// Before the first event.
     pub fn new(style: Style) -> Self {
-        Self { style, last_progress: Duration::ZERO }
+        Self { style, last_progress: Duration::ZERO, drain: None, planned: None }
     }
 
     /// What is to be printed of the next event, without a line break.
@@ -45,7 +50,21 @@ impl Lines {
     }
 
     fn sentence(&mut self, event: &Event) -> Option<String> {
+        match &event.kind {
+            EventKind::RunStarted { plan, .. } => self.drain = Some(plan.load.drain),
+            EventKind::LoadStarted { planned, .. } => self.planned = Some(*planned),
+            _ => {}
+        }
         let words = match &event.kind {
+            // Or the benchmark would seem to last longer than it was asked to.
+            EventKind::LoadProgressed(p)
+                if p.in_flight > 0 && self.planned.is_some_and(|planned| p.sent >= planned) =>
+            {
+                self.planned = None;
+                let most =
+                    self.drain.map_or_else(String::new, |drain| format!(" (at most {})", human(drain)));
+                format!("all {} requests are sent; {} are open and are waited for{most}", p.sent, p.in_flight)
+            }
             // The live view shows it all the time.
             EventKind::LoadProgressed(_) if self.style == Style::Live => return None,
             EventKind::LoadProgressed(p) => {
@@ -96,6 +115,25 @@ mod tests {
         assert_eq!(lines.len(), 4, "{lines:?}");
         assert_eq!(lines[3], "[01:35] all windows are closed (1 workers)");
         assert_eq!(shown(Style::Live, &events), lines[3..], "the live view shows the progress itself");
+    }
+
+    #[test]
+    fn it_is_told_once_that_only_the_last_answers_are_waited_for() {
+        let progress = |sent, in_flight| LoadProgress { sent, in_flight, ..LoadProgress::default() };
+        let events = [
+            event(1, EventKind::LoadStarted { planned: 9, seed: 1 }),
+            event(2, EventKind::LoadProgressed(progress(8, 5))),
+            event(3, EventKind::LoadProgressed(progress(9, 4))),
+            event(4, EventKind::LoadProgressed(progress(9, 2))),
+        ];
+        for style in [Style::Plain, Style::Live] {
+            let lines = shown(style, &events);
+            assert_eq!(
+                lines[1..],
+                ["[00:03] all 9 requests are sent; 4 are open and are waited for"],
+                "{style:?}"
+            );
+        }
     }
 
     #[test]

@@ -260,6 +260,9 @@ pub struct WorkloadSummary {
     /// Time per output token after the first. None of them in the summary of an older version.
     #[serde(default)]
     pub tpot_ms: Latency,
+    /// Between two pieces of a stream. None of them in the summary of an older version.
+    #[serde(default)]
+    pub itl_ms: Latency,
     /// Send to last token.
     pub e2el_ms: Latency,
 }

@@ -1,7 +1,7 @@
 //! One sentence for each event that a person should hear of. The console, the timeline of the report and the guard's own
 //! log use the same words, so that they never disagree.
 
-use super::{EventKind, ExitHow, Gravity, LoadProgress, Severity, WindowEvent, signal_name};
+use super::{EventKind, ExitHow, GaveWay, Gravity, LoadProgress, LogCut, Severity, WindowEvent, signal_name};
 use crate::time::human;
 use std::fmt::Write as _;
 
@@ -55,6 +55,20 @@ pub fn sentence(kind: &EventKind) -> Option<String> {
             format!("{} to {} processes: {why}", signal_name(*signal), targets.len())
         }
         EventKind::SignalReceived { signal } => format!("varcas-guard received {}", signal_name(*signal)),
+        EventKind::WindowsGaveWay(GaveWay { of, files, bytes }) => {
+            format!(
+                "{} traces of attempt {of} ({} MB) were removed to make room",
+                files.len(),
+                bytes / 1_000_000
+            )
+        }
+        EventKind::LogCut(LogCut { first, last, kept, bytes, .. }) => {
+            let (gone, kept) = (last + 1 - first, (kept + 1).saturating_sub(*first));
+            format!(
+                "the server's log is too long: {gone} lines ({} MB) were taken out of its middle, {kept} of them are kept",
+                bytes / 1_000_000
+            )
+        }
         EventKind::KeeperLost { how } => format!("the keeper died: {how}"),
         EventKind::PortStolen { holder } => format!("somebody else answers on our port: {holder}"),
         EventKind::TreeGone { unkillable } if unkillable.is_empty() => {

@@ -484,6 +484,11 @@ impl LogScanner {
         self.line
     }
 
+    /// Lines up to this one, and bytes up to this place, are missing.
+    pub fn skip(&mut self, last: u64, to: u64) {
+        (self.line, self.offset) = (self.line.max(last), self.offset.max(to));
+    }
+
     /// What follows is from the beginning of a file.
     pub fn restart(&mut self, rules: &Rules, phase: Phase, findings: &mut Vec<Finding>) {
         self.end_of_text(rules, phase, findings);

@@ -91,6 +91,15 @@ impl<'a> Starts<'a> {
         self.partial.extend_from_slice(&bytes[whole..]);
     }
 
+    /// Lines up to this one, and bytes up to this place, are missing in the log.
+    pub fn skip(&mut self, last: u64, to: u64) {
+        let line = std::mem::take(&mut self.partial);
+        self.lines(&line);
+        self.scanner.end(self.rules, self.phase, &mut self.current.findings);
+        self.scanner.skip(last, to);
+        self.offset = self.offset.max(to);
+    }
+
     /// The log is at its end. There is always at least one start, also of an empty log.
     pub fn finish(mut self) -> Vec<Start> {
         let line = std::mem::take(&mut self.partial);
@@ -250,6 +259,21 @@ INFO [importing.py:68] Triton not installed
             fatal(&whole[0]) && !fatal(&whole[1]),
             "what comes after a good stop is no failure: {whole:#?}"
         );
+    }
+
+    #[test]
+    fn lines_behind_what_is_missing_keep_their_numbers_and_places() {
+        let (rules, text) = (Rules::builtin(), TWO.replace('\n', "\r\n"));
+        let whole = starts(&text, 4096);
+        let third = text.match_indices('\n').nth(2).map_or(0, |(at, _)| at + 1);
+        let fourth = text.match_indices('\n').nth(3).map_or(0, |(at, _)| at + 1);
+        let mut cut = Starts::new(&rules);
+        cut.push(&text.as_bytes()[..third]);
+        cut.skip(4, fourth as u64);
+        cut.push(&text.as_bytes()[fourth..]);
+        let seen = cut.finish();
+        assert_eq!(seen[1].findings, whole[1].findings);
+        assert_eq!(seen[1].last_line, 8);
     }
 
     #[test]

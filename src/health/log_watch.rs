@@ -16,6 +16,7 @@ pub struct LogWatch {
     shared: Arc<Shared>,
     waiting: Arc<Mutex<Vec<oneshot::Sender<()>>>>,
     bytes: Arc<AtomicU64>,
+    place: Arc<AtomicU64>,
 }
 
 impl LogWatch {
@@ -28,7 +29,12 @@ impl LogWatch {
         events: UnboundedSender<EventKind>,
     ) -> std::io::Result<Self> {
         let path = path.into();
-        let watch = Self { shared: Arc::default(), waiting: Arc::default(), bytes: Arc::default() };
+        let watch = Self {
+            shared: Arc::default(),
+            waiting: Arc::default(),
+            bytes: Arc::default(),
+            place: Arc::default(),
+        };
         let shared = Arc::clone(&watch.shared);
         let reader = Scanning {
             // What the search of this thread takes goes with it.
@@ -40,6 +46,8 @@ impl LogWatch {
             waiting: Arc::clone(&watch.waiting),
             answering: Vec::new(),
             bytes: Arc::clone(&watch.bytes),
+            place: Arc::clone(&watch.place),
+            shared: Arc::clone(&watch.shared),
         };
         // Not joined: it ends by itself, and one that a dead disk holds must not hold us.
         std::thread::Builder::new()
@@ -61,6 +69,11 @@ impl LogWatch {
     /// Bytes looked at so far.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Up to where the file that is read now was looked at.
+    pub fn place(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.place)
     }
 
     /// Why the log cannot be read at present, if it exists and cannot.
@@ -85,10 +98,16 @@ struct Scanning {
     /// Whoever asked before the look that is going on.
     answering: Vec<oneshot::Sender<()>>,
     bytes: Arc<AtomicU64>,
+    place: Arc<AtomicU64>,
+    shared: Arc<Shared>,
 }
 
 impl Scanning {
     fn tell(&mut self) -> bool {
+        if !self.findings.is_empty() && self.shared.lock().stop {
+            // Whoever ended us may have changed the file since, and what stands in it is known.
+            self.findings.clear();
+        }
         self.findings.drain(..).all(|finding| self.events.send(EventKind::Finding(finding)).is_ok())
     }
 }
@@ -100,8 +119,12 @@ impl Reader for Scanning {
             Piece::Bytes(bytes) => {
                 self.scanner.push(&self.rules, phase, bytes, &mut self.findings);
                 self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                self.place.fetch_add(bytes.len() as u64, Ordering::Release);
             }
-            Piece::Break(_) => self.scanner.restart(&self.rules, phase, &mut self.findings),
+            Piece::Break(_) => {
+                self.place.store(0, Ordering::Release);
+                self.scanner.restart(&self.rules, phase, &mut self.findings);
+            }
         }
         self.tell();
     }

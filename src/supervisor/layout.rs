@@ -65,6 +65,9 @@ impl RunDir {
     }
 }
 
+/// The log of the server in the folder of an attempt.
+pub(super) const SERVER_LOG: &str = "vllm_server.log";
+
 /// The folder of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttemptDir {
@@ -79,7 +82,7 @@ impl AttemptDir {
 
     /// Written by the server itself.
     pub fn server_log(&self) -> PathBuf {
-        self.root.join("vllm_server.log")
+        self.root.join(SERVER_LOG)
     }
 
     /// The benchmark in the seed's words.
@@ -119,7 +122,7 @@ impl AttemptDir {
 }
 
 /// The seed's file names, at the top of the run folder, as links to the attempt that counts.
-pub const SEED_NAMES: [&str; 3] = ["vllm_server.log", "benchmark_output.log", "benchmark.json"];
+pub const SEED_NAMES: [&str; 3] = [SERVER_LOG, "benchmark_output.log", "benchmark.json"];
 
 /// `safe_profile_YYYYMMDD_HHMMSS`, in local time, as the seed's script names its folders.
 pub fn default_run_name(now: &jiff::ZonedDateTime) -> String {

@@ -63,6 +63,9 @@ pub struct Machine {
     pub(super) ranks: BTreeSet<u32>,
     /// Since when more of the disk is taken than was allowed.
     too_large: Option<Duration>,
+    /// What the attempts before this one take of the disk.
+    earlier: u64,
+    logs: u64,
 }
 
 impl Default for Machine {
@@ -91,6 +94,8 @@ impl Machine {
             family: Family::default(),
             ranks: BTreeSet::new(),
             too_large: None,
+            earlier: 0,
+            logs: 0,
         }
     }
 
@@ -151,7 +156,9 @@ impl Machine {
             | EventKind::JournalThinned { .. }
             | EventKind::Profiled(_)
             | EventKind::Clue(_)
+            | EventKind::LogCut(_)
             | EventKind::GuardDied { .. } => {}
+            EventKind::WindowsGaveWay(gone) => self.earlier = self.earlier.saturating_sub(gone.bytes),
             EventKind::DiskSampled { free, traces, logs } => self.on_disk(now, free, traces, logs, &mut out),
             EventKind::ProcessSeen { proc, ppid, comm } => self.family.seen(*proc, *ppid, comm),
             EventKind::Window(line) => {
@@ -216,12 +223,16 @@ impl Machine {
         logs: &Reading<u64>,
         out: &mut Vec<Action>,
     ) {
+        self.logs = *logs.value().unwrap_or(&self.logs);
         let Some(limits) = &self.plan.disk else { return };
         if !matches!(self.state, RunState::Loading { .. } | RunState::WarmUp { .. } | RunState::Measuring(_))
         {
             return;
         }
-        let taken = traces.value().unwrap_or(&0).saturating_add(*logs.value().unwrap_or(&0));
+        // Runs from before the log had a limit did not count earlier attempts, and a replay must see what they saw.
+        let earlier = limits.max_log.map_or(0, |_| self.earlier);
+        let taken =
+            traces.value().unwrap_or(&0).saturating_add(*logs.value().unwrap_or(&0)).saturating_add(earlier);
         let since = self.too_large.filter(|_| limits.max.is_some_and(|max| taken > max));
         self.too_large = limits.max.filter(|max| taken > *max).map(|_| since.unwrap_or(now));
         let was_given_way = self.too_large.is_some_and(|since| now.saturating_sub(since) >= WINDOWS_GIVE_WAY);
@@ -403,6 +414,9 @@ impl Machine {
             (state @ RunState::Draining { .. }, E::LoadStarted { .. } | E::LoadProgressed(_)) => state,
 
             (RunState::Collecting { ending, .. }, E::TracesCollected { traces, .. }) => {
+                let traces_take = traces.iter().map(|trace| trace.bytes).sum::<u64>();
+                self.earlier =
+                    self.earlier.saturating_add(traces_take).saturating_add(std::mem::take(&mut self.logs));
                 let ending = judge::with_traces(ending, traces, &self.ranks, self.plan.profile.mode);
                 self.close(now, ending, out)
             }

@@ -390,10 +390,15 @@ pub fn reserve(file: &File, from: u64, length: u64) -> io::Result<()> {
 
 /// Gives it back.
 pub fn release(file: &File, from: u64, length: u64) {
+    // Where it cannot be given back, the file keeps it, which costs room and nothing else.
+    drop(make_hole(file, from, length));
+}
+
+/// Gives back the room of a part of a file, which reads as zeros then; nothing moves. An error where the file system cannot.
+pub fn make_hole(file: &File, from: u64, length: u64) -> io::Result<()> {
     use nix::fcntl::FallocateFlags;
     let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE | FallocateFlags::FALLOC_FL_PUNCH_HOLE;
-    // Where it cannot be given back, the file keeps it, which costs room and nothing else.
-    drop(fallocate(file, flags, from, length));
+    fallocate(file, flags, from, length)
 }
 
 fn fallocate(file: &File, flags: nix::fcntl::FallocateFlags, from: u64, length: u64) -> io::Result<()> {

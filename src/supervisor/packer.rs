@@ -1,15 +1,18 @@
 //! Compresses finished windows while the run goes on, on a thread of the lowest priority: the benchmark comes first.
 
+use super::layout::RunDir;
 use super::os;
 use super::performer::Run;
-use crate::event::{EngineSample, EventKind, Phase, Reading};
+use crate::event::{EngineSample, EventKind, GaveWay, Phase, Reading};
 use crate::health::disk::folder_size;
 use crate::time::wall_now;
 use crate::workload::profiler::listing::{LISTING, LoadSample, listing};
+use crate::workload::profiler::make_room::make_room;
 use crate::workload::profiler::windows::{Collected, Gatherer, PHASE};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
+use tokio::sync::mpsc::UnboundedSender;
 
 /// Of the room that is left for an attempt this part is for logs, evidence and reports.
 const FOR_OTHERS: u64 = 10;
@@ -25,6 +28,25 @@ pub(super) fn tell_workers(traces: &Path, phase: Phase) -> std::io::Result<()> {
     std::fs::write(traces.join(PHASE), phase.to_string())
 }
 
+/// At least half of the room is for the attempt that begins: windows of those before it give way, of the oldest first.
+fn make_room_before(dir: &RunDir, attempt: u32, max: u64, facts: &UnboundedSender<EventKind>) {
+    for of in 1..attempt {
+        let too_much = folder_size(dir.root()).bytes.saturating_sub(max / 2);
+        if too_much == 0 {
+            return;
+        }
+        let said = match make_room(&dir.attempt(of).traces(), too_much) {
+            Ok((files, _)) if files.is_empty() => continue,
+            Ok((files, bytes)) => EventKind::WindowsGaveWay(GaveWay { of, files, bytes }),
+            Err(error) => {
+                let what = format!("make room in the traces of attempt {of}");
+                EventKind::Trouble { what, error: error.to_string() }
+            }
+        };
+        drop(facts.send(said));
+    }
+}
+
 /// The windows of one attempt.
 pub(super) struct Packer {
     traces: PathBuf,
@@ -34,15 +56,17 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    pub(super) fn start(traces: &Path, run: &Run) -> Self {
+    pub(super) fn start(traces: &Path, run: &Run, attempt: u32, facts: UnboundedSender<EventKind>) -> Self {
         let (lines, heard) = channel::<Option<String>>();
-        let room = run.plan.disk.as_ref().and_then(|disk| disk.max).map(|max| {
-            let left = max.saturating_sub(folder_size(run.dir.root()).bytes);
-            left - left / FOR_OTHERS
-        });
-        let mut gatherer = Gatherer::new(traces).with_room(room);
+        let max = run.plan.disk.as_ref().and_then(|disk| disk.max);
+        let (dir, mut gatherer) = (run.dir.clone(), Gatherer::new(traces));
         let thread = std::thread::Builder::new().name("varcas-pack".to_owned()).spawn(move || {
             os::lowest_priority();
+            if let Some(max) = max {
+                make_room_before(&dir, attempt, max, &facts);
+                let left = max.saturating_sub(folder_size(dir.root()).bytes);
+                gatherer = gatherer.with_room(Some(left - left / FOR_OTHERS));
+            }
             while let Ok(Some(line)) = heard.recv() {
                 gatherer.hear(&line);
             }

@@ -9,15 +9,16 @@ use super::packer::{self, Packer};
 use super::preflight;
 use super::returned::{SharedGpu, clean_up, gpu_left, port_left, used};
 use super::run_id::RunId;
+use super::server_log::ServerLog;
 use super::state::Action;
 use super::window_watch::follow_windows;
 use super::{os, port, reap};
 use crate::config::{Plan, ProfileMode};
+use crate::cut_log;
 use crate::event::{EventKind, ExitHow, Phase, ProcId, Reading, ServerFacts};
 use crate::health::gpu::GpuSource;
 use crate::health::gpu_script;
 use crate::health::log_rules::Rules;
-use crate::health::log_watch::LogWatch;
 use crate::health::sampler::{self, DiskPlaces, SamplerConfig, SamplerHandle};
 use crate::recovery::evidence::{self, Request};
 use crate::recovery::{backoff, salvage};
@@ -39,8 +40,6 @@ const LOAD_CLOSES: Duration = Duration::from_secs(1);
 const PROBE_PATIENCE: Duration = Duration::from_secs(10);
 /// SIGUSR1: a worker writes its Python stacks (`_register_stacks` in worker.py).
 const ASK_STACKS: i32 = 10;
-/// How long the end of the server's log may take to be read.
-const LOG_PATIENCE: Duration = Duration::from_secs(5);
 /// A client sees the death of a server before anybody has reaped it. The failed request is only a symptom, so it is told
 /// this much later than the cause.
 const SYMPTOM_DELAY: Duration = Duration::from_secs(2);
@@ -107,7 +106,7 @@ struct Attempt {
     /// Dropped with the attempt.
     _senses: Vec<Task>,
     sampler: Option<SamplerHandle>,
-    log_watch: Option<LogWatch>,
+    log: ServerLog,
     autopsy: Autopsy,
 }
 
@@ -321,7 +320,7 @@ impl Performer {
         config.disk = Some(DiskPlaces {
             volume: dir.root().to_owned(),
             traces: dir.traces(),
-            logs: vec![dir.server_log()],
+            logs: vec![dir.server_log(), cut_log::piece(&dir.server_log())],
         });
         let sampler = match sampler::spawn(config, self.facts.clone()) {
             Ok(sampler) => Some(sampler),
@@ -330,21 +329,10 @@ impl Performer {
                 None
             }
         };
-        let log_watch = match LogWatch::spawn(
-            dir.server_log(),
-            &run.rules,
-            self.log_phase.subscribe(),
-            self.facts.clone(),
-        ) {
-            Ok(watch) => Some(watch),
-            Err(error) => {
-                self.trouble("watch the server's log", &error);
-                None
-            }
-        };
+        let log = ServerLog::start(&dir, run, self.log_phase.subscribe(), &self.facts);
         let mut senses = Vec::new();
         if run.plan.profile.mode == ProfileMode::Windows {
-            let packer = Packer::start(&dir.traces(), run);
+            let packer = Packer::start(&dir.traces(), run, self.number, self.facts.clone());
             let following = follow_windows(dir.traces(), closing_seen, packer.lines(), self.facts.clone());
             senses.push(Task(tokio::spawn(following)));
             self.packer = Some(packer);
@@ -367,7 +355,7 @@ impl Performer {
             probe: None,
             _senses: senses,
             sampler,
-            log_watch,
+            log,
             autopsy: Autopsy::default(),
         });
         Ok(())
@@ -554,10 +542,8 @@ impl Performer {
             return self.say(EventKind::Drained { leftovers: Vec::new(), removed: Vec::new() });
         };
         tokio::spawn(async move {
-            let Attempt { dir, scratch, shm_before, keeper, log_watch, .. } = attempt;
-            if let Some(watch) = &log_watch {
-                drop(tokio::time::timeout(LOG_PATIENCE, watch.drain()).await);
-            }
+            let Attempt { dir, scratch, shm_before, keeper, log, .. } = attempt;
+            log.finish().await;
             let mut leftovers = port_left(run.plan.server.port).await;
             leftovers.extend(gpu_left(&gpu, &before).await);
             if let Some(keeper) = keeper {

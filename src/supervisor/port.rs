@@ -4,6 +4,7 @@
 //!
 //! So: bind without options, never listen. If that fails, the tables of the kernel say why. The parsers are pure.
 
+pub mod claim;
 mod diag;
 
 use crate::event::ProcId;
@@ -218,7 +219,16 @@ fn with_state(rows: &[Row], wanted: impl Fn(u8) -> bool) -> Vec<Row> {
 
 /// Finds the processes that have these sockets open. A socket whose process is not found is listed without one.
 fn holders(rows: &[Row]) -> Vec<Holder> {
-    let mut owners: BTreeMap<u64, Vec<i32>> = rows.iter().map(|row| (row.inode, Vec::new())).collect();
+    holders_of(rows.iter().map(|row| (row.inode, row.uid)))
+}
+
+/// The same by inode and user.
+fn holders_of(sockets: impl Iterator<Item = (u64, u32)>) -> Vec<Holder> {
+    let sockets: Vec<(u64, u32)> = sockets.collect();
+    if sockets.is_empty() {
+        return Vec::new();
+    }
+    let mut owners: BTreeMap<u64, Vec<i32>> = sockets.iter().map(|(inode, _)| (*inode, Vec::new())).collect();
     for pid in proc::pids() {
         for inode in socket_inodes(pid) {
             if let Some(pids) = owners.get_mut(&inode) {
@@ -227,10 +237,10 @@ fn holders(rows: &[Row]) -> Vec<Holder> {
         }
     }
     let mut holders = Vec::new();
-    for row in rows {
-        let pids = owners.remove(&row.inode).unwrap_or_default();
+    for (inode, uid) in sockets {
+        let pids = owners.remove(&inode).unwrap_or_default();
         let found: Vec<_> = pids.into_iter().filter_map(describe).collect();
-        let holder = |process| Holder { inode: row.inode, uid: row.uid, process };
+        let holder = |process| Holder { inode, uid, process };
         if found.is_empty() {
             holders.push(holder(None));
         }

@@ -33,7 +33,10 @@ pub async fn check(
     let mut checks = Vec::new();
     let beside = plan.output.parent().map(Path::to_owned);
     checks.extend(blocking(move || leftovers::checks(what, beside.as_deref())).await);
-    checks.push(port_free(plan.server.port, plan.server.kind).await);
+    checks.push(match port::claim::claim(plan.server.port) {
+        Ok(false) if what == Leftovers::End => chosen_by_another(plan.server.port),
+        _ => port_free(plan.server.port, plan.server.kind).await,
+    });
     let (check, facts) = interpreter(plan).await;
     checks.push(check);
     if plan.server.kind == ServerKind::Vllm {
@@ -62,6 +65,14 @@ fn bad(severity: Severity, check: &str, saw: impl Into<String>, hint: impl Into<
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Vec<T> + Send + 'static) -> Vec<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_default()
+}
+
+/// Its server may not have bound it yet.
+fn chosen_by_another(port: u16) -> Check {
+    let guards: Vec<String> = port::claim::claimants(port).iter().map(ToString::to_string).collect();
+    let who = if guards.is_empty() { "another varcas-guard".to_owned() } else { guards.join(" and ") };
+    let saw = format!("port {port} is held by {who} for its server");
+    bad(Severity::Refuse, "port", saw, "wait for its end, or pass --port auto")
 }
 
 async fn port_free(port: u16, kind: ServerKind) -> Check {

@@ -1,6 +1,7 @@
 //! Waits until what a server held is back: its port and its GPU memory.
 
 use super::layout::AttemptDir;
+use super::log_limit::close_up;
 use super::mask::mask_folder;
 use super::{port, reap};
 use crate::event::{EventKind, GpuSample, Leftover, Reading};
@@ -94,11 +95,13 @@ pub(super) async fn clean_up(
 ) -> (Vec<String>, Vec<Leftover>) {
     let work = tokio::task::spawn_blocking(move || {
         let cleaned = reap::clean(&scratch, &dir.tmp(), &shm_before);
-        (cleaned, mask_folder(dir.root(), &redactor))
+        let mut problems: Vec<String> = close_up(&dir.server_log()).err().into_iter().collect();
+        problems.extend(mask_folder(dir.root(), &redactor));
+        (cleaned, problems)
     });
-    let (cleaned, unmasked) = work.await.unwrap_or_default();
-    for error in unmasked {
-        let what = "keep secrets out of the attempt's files".to_owned();
+    let (cleaned, problems) = work.await.unwrap_or_default();
+    for error in problems {
+        let what = "tidy up the attempt's files".to_owned();
         drop(facts.send(EventKind::Trouble { what, error }));
     }
     cleaned

@@ -253,7 +253,9 @@ impl Now {
             EventKind::DiskSampled { free, traces, logs } => {
                 self.disk = Some(Disk { free: free.clone(), traces: traces.clone(), logs: logs.clone() });
             }
-            EventKind::ServerSpawned { .. }
+            EventKind::LogCut(_)
+            | EventKind::WindowsGaveWay(_)
+            | EventKind::ServerSpawned { .. }
             | EventKind::ProcessSeen { .. }
             | EventKind::ProcessExited { .. }
             | EventKind::ProcessesSampled { .. }

@@ -203,6 +203,7 @@ pub(crate) fn summary() -> BenchSummary {
         good: Some(900),
         ttft_ms: latency(80.0),
         tpot_ms: latency(12.0),
+        itl_ms: latency(11.0),
         e2el_ms: latency(1800.0),
     };
     BenchSummary {

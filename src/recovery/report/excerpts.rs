@@ -4,10 +4,11 @@
 use super::Excerpt;
 use super::model::{Attempt, Report};
 use super::units::bytes;
+use crate::cut_log::{self, Part};
 use crate::event::Outcome;
 use crate::redact::Redactor;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Component, Path};
 
 /// Of one file.
@@ -97,35 +98,18 @@ fn tail(path: &Path) -> io::Result<Option<Excerpt>> {
     Ok((!raw.is_empty()).then(|| Excerpt { text: text(&raw), note, first_line: 1, ..Excerpt::default() }))
 }
 
-/// Some lines before and after line `number`.
+/// Some lines before and after line `number`; what was taken out of the log ends them.
 fn around(path: &Path, number: u64) -> io::Result<Option<Excerpt>> {
     let Some(file) = open(path)? else { return Ok(None) };
-    let first = number.saturating_sub(BEFORE).max(1);
-    let mut reader = BufReader::with_capacity(1 << 16, file.take(REACH));
-    for _ in 1..first {
-        if reader.skip_until(b'\n')? == 0 {
-            return Ok(None);
-        }
+    let mut lines = Lines { number, at: 1, first: 0, length: 0, raw: Vec::new(), read: 0 };
+    let read = cut_log::read(path, &file, &mut |part| lines.take(part));
+    // Enough was read.
+    read.or_else(|error| if error.kind() == io::ErrorKind::WriteZero { Ok(()) } else { Err(error) })?;
+    if lines.length > 0 {
+        lines.end();
     }
-    let mut raw = Vec::new();
-    let mut at = first;
-    while at <= number + AFTER {
-        let before = raw.len();
-        // A line may be as long as the file.
-        let got = (&mut reader).take(MOST).read_until(b'\n', &mut raw)?;
-        if got == 0 {
-            break;
-        }
-        if raw.last() != Some(&b'\n') {
-            reader.skip_until(b'\n')?;
-        }
-        raw.truncate(before + got.min(LONGEST));
-        if raw.last() != Some(&b'\n') {
-            raw.extend_from_slice(" ...\n".as_bytes());
-        }
-        at += 1;
-    }
-    if at <= number {
+    let Lines { at, first, raw, .. } = lines;
+    if at <= number || first == 0 || first > number {
         return Ok(None);
     }
     let note = format!("lines {first} to {}", at - 1);
@@ -136,6 +120,67 @@ fn around(path: &Path, number: u64) -> io::Result<Option<Excerpt>> {
         decisive: Some(number),
         ..Excerpt::default()
     }))
+}
+
+/// Collects the lines around one.
+struct Lines {
+    number: u64,
+    /// The line that comes in.
+    at: u64,
+    /// The first one that was collected; 0 while there is none.
+    first: u64,
+    /// So long is the line that comes in by now.
+    length: usize,
+    raw: Vec<u8>,
+    read: u64,
+}
+
+impl Lines {
+    fn take(&mut self, part: Part<'_>) -> io::Result<()> {
+        let mut bytes = match part {
+            Part::Bytes(bytes) => bytes,
+            Part::Missing { last, .. } if last < self.at => return Ok(()),
+            Part::Missing { last, .. } => {
+                if self.at > self.number {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                (self.at, self.first, self.length) = (last + 1, 0, 0);
+                self.raw.clear();
+                return Ok(());
+            }
+        };
+        self.read += bytes.len() as u64;
+        let first = self.number.saturating_sub(BEFORE).max(1);
+        while !bytes.is_empty() {
+            let end = memchr::memchr(b'\n', bytes);
+            let line = &bytes[..end.unwrap_or(bytes.len())];
+            if self.at >= first {
+                self.first = if self.first == 0 { self.at } else { self.first };
+                let room = LONGEST.saturating_sub(self.length).min(line.len());
+                self.raw.extend_from_slice(&line[..room]);
+                self.length += line.len();
+            }
+            let Some(end) = end else { break };
+            if self.at >= first {
+                self.end();
+            } else {
+                self.at += 1;
+            }
+            if self.at > self.number + AFTER {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            bytes = &bytes[end + 1..];
+        }
+        if self.read > REACH { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
+    }
+
+    fn end(&mut self) {
+        if self.length > LONGEST {
+            self.raw.extend_from_slice(b" ...");
+        }
+        self.raw.push(b'\n');
+        (self.at, self.length) = (self.at + 1, 0);
+    }
 }
 
 fn text(raw: &[u8]) -> String {
@@ -164,6 +209,23 @@ mod tests {
         let near_end = around(&path, 99).unwrap().unwrap();
         assert_eq!(near_end.text.lines().last(), Some("line 100"));
         assert_eq!(around(&path, 101).unwrap(), None);
+    }
+
+    #[test]
+    fn what_was_taken_out_of_the_log_changes_no_number_and_joins_no_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let line = |n: u64| format!("line {n} {}\n", "x".repeat(20));
+        let lines = |range: std::ops::RangeInclusive<u64>| range.map(line).collect::<String>();
+        let (from, to) = (lines(1..=30).len() as u64, lines(1..=80).len() as u64);
+        let cut = cut_log::Cut { from, to, first: 31, last: 80, kept: 30, is_hole: false };
+        let text = [lines(1..=30).into_bytes(), cut.note("x"), lines(81..=120).into_bytes()].concat();
+        std::fs::write(&path, text).unwrap();
+        let found = |number| around(&path, number).unwrap().map(|found| found.note);
+        assert_eq!(found(25), Some("lines 13 to 30".to_owned()));
+        assert_eq!(found(83), Some("lines 81 to 113".to_owned()));
+        assert_eq!((found(50), found(121)), (None, None));
+        assert!(around(&path, 83).unwrap().unwrap().text.starts_with("line 81 "));
     }
 
     #[test]

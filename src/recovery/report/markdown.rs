@@ -201,7 +201,7 @@ fn benchmark(out: &mut String, bench: &BenchSummary) -> std::fmt::Result {
 fn workloads(out: &mut String, bench: &BenchSummary) -> std::fmt::Result {
     writeln!(
         out,
-        "\n| workload | succeeded | failed | prompt tokens (mean) | output tokens (mean) | TTFT p50 / p99 ms | TPOT p50 / p99 ms | E2E p50 / p99 ms | goodput |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+        "\n| workload | succeeded | failed | prompt tokens (mean) | output tokens (mean) | TTFT p50 / p99 ms | TPOT p50 / p99 ms | ITL p50 / p99 ms | E2E p50 / p99 ms | goodput |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     )?;
     let pair = |l: &Latency| if l.n == 0 { "-".to_owned() } else { format!("{:.1} / {:.1}", l.p50, l.p99) };
     let seconds = bench.duration.as_secs_f64();
@@ -213,7 +213,7 @@ fn workloads(out: &mut String, bench: &BenchSummary) -> std::fmt::Result {
     for w in &bench.by_workload {
         writeln!(
             out,
-            "| {} | {} | {} | {:.0} | {:.0} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {:.0} | {:.0} | {} | {} | {} | {} | {} |",
             cell(&w.name),
             w.completed,
             w.failed,
@@ -221,6 +221,7 @@ fn workloads(out: &mut String, bench: &BenchSummary) -> std::fmt::Result {
             w.mean_output_tokens,
             pair(&w.ttft_ms),
             pair(&w.tpot_ms),
+            pair(&w.itl_ms),
             pair(&w.e2el_ms),
             goodput(w.good)
         )?;

@@ -280,6 +280,16 @@ impl Builder {
         if let EventKind::Mitigated { changes } = &event.kind {
             self.mitigations.clone_from(changes);
         }
+        if let EventKind::WindowsGaveWay(gone) = &event.kind
+            && let Some(open) = self.attempts.get_mut(&gone.of)
+        {
+            open.out.traces.retain(|trace| !gone.files.contains(&trace.file));
+            open.out.trace_problems.push(format!(
+                "{} traces were removed to make room for attempt {} (disk.max)",
+                gone.files.len(),
+                event.attempt
+            ));
+        }
         if event.attempt > 0 {
             self.attempts
                 .entry(event.attempt)

@@ -8,6 +8,8 @@ use crate::redact::Redactor;
 use crate::supervisor::keeper::kill::Killed;
 use crate::supervisor::keeper::{KeeperSpec, last_words};
 use crate::supervisor::layout::RunDir;
+use crate::supervisor::layout::SERVER_LOG;
+use crate::supervisor::log_limit::close_up;
 use crate::supervisor::mask::mask_folder;
 use crate::supervisor::{journal, os, proc};
 use crate::time::wall_now;
@@ -76,6 +78,7 @@ pub fn close(spec: &KeeperSpec, killed: Vec<ProcId>, mut leftovers: Vec<Leftover
     let (removed, stuck) = clean(&spec.scratch, &spec.save_to, &spec.shm_before);
     leftovers.extend(stuck);
     if let Some(attempt) = spec.save_to.parent() {
+        problems.extend(close_up(&attempt.join(SERVER_LOG)).err());
         problems.extend(mask_folder(attempt, &Redactor::of_values(spec.secrets.clone())));
     }
     if let Some(run) = spec.journal.parent().filter(|run| run.is_dir()) {

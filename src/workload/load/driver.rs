@@ -329,7 +329,7 @@ async fn send(shared: &Shared, planned: Planned, request: Vec<u8>) {
                     // An empty text in the very last piece only says why the server stopped.
                     if text_bytes > 0 || (has_text && finish.is_none()) {
                         let at = at.duration_since(start);
-                        shared.tally.borrow_mut().piece(at, record.last);
+                        shared.tally.borrow_mut().piece(record.workload, at, record.last);
                         record.piece(at);
                     }
                     record.finish = finish.or(record.finish);

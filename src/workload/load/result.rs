@@ -154,6 +154,7 @@ struct ByWorkload {
     mean_output_tokens: Option<f64>,
     ttft_ms: Latency,
     tpot_ms: Latency,
+    itl_ms: Latency,
     e2el_ms: Latency,
 }
 
@@ -296,9 +297,9 @@ fn flat_keys(totals: &Totals) -> BTreeMap<String, Option<f64>> {
             flat.insert(format!("p{p}_{name}_ms"), percentile(sorted, f64::from(p)));
         }
     }
-    let known = totals.gaps.count() > 0;
-    let (mean, std) = totals.gaps.moments();
-    let [p50, p90, p95, p99] = totals.gaps.percentiles([50.0, 90.0, 95.0, 99.0]);
+    let known = totals.all.gaps.count() > 0;
+    let (mean, std) = totals.all.gaps.moments();
+    let [p50, p90, p95, p99] = totals.all.gaps.percentiles([50.0, 90.0, 95.0, 99.0]);
     for (name, value) in
         [("mean", mean), ("median", p50), ("std", std), ("p90", p90), ("p95", p95), ("p99", p99)]
     {
@@ -322,6 +323,7 @@ fn by_workload(sums: &Sums, has_slo: bool) -> ByWorkload {
         mean_output_tokens: (sums.with_usage > 0).then_some(output),
         ttft_ms: sums.ttft.latency(),
         tpot_ms: sums.tpot.latency(),
+        itl_ms: sums.gaps.latency(),
         e2el_ms: sums.e2el.latency(),
     }
 }

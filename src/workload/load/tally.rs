@@ -25,6 +25,7 @@ struct Group {
     ttft: Samples,
     ttft_intended: Samples,
     tpot: Samples,
+    gaps: Gaps,
     e2el: Samples,
     e2el_intended: Samples,
 }
@@ -67,6 +68,7 @@ impl Group {
             ttft: self.ttft.finish(),
             ttft_intended: self.ttft_intended.finish(),
             tpot: self.tpot.finish(),
+            gaps: self.gaps,
             e2el: self.e2el.finish(),
             e2el_intended: self.e2el_intended.finish(),
         }
@@ -100,6 +102,8 @@ pub struct Sums {
     pub ttft_intended: Sorted,
     /// Time per output token after the first.
     pub tpot: Sorted,
+    /// Between pieces of the same request, also of one that failed later.
+    pub gaps: Gaps,
     /// Send to last token.
     pub e2el: Sorted,
     /// From the intended send.
@@ -199,7 +203,6 @@ pub struct Tally {
     names: Vec<String>,
     all: Group,
     by_workload: Vec<Group>,
-    gaps: Gaps,
     series: Series,
     lag: Samples,
     errors: BTreeMap<String, u64>,
@@ -226,7 +229,6 @@ impl Tally {
             by_workload: vec![Group::default(); names.len()],
             names,
             all: Group::default(),
-            gaps: Gaps::default(),
             series: Series::default(),
             lag: Samples::default(),
             errors: BTreeMap::new(),
@@ -283,12 +285,16 @@ impl Tally {
         self.lag.add(Some(record.lag()));
     }
 
-    /// A piece with text came at `at`; `before` is the one before it in the same request.
-    pub fn piece(&mut self, at: Duration, before: Option<Duration>) {
+    /// A piece with text of a request of workload `of` came at `at`; `before` is the one before it in the same request.
+    pub fn piece(&mut self, of: u16, at: Duration, before: Option<Duration>) {
         self.progress.chunks += 1;
         self.series.at(at).pieces += 1;
         if let Some(before) = before {
-            self.gaps.add(at.saturating_sub(before));
+            let gap = at.saturating_sub(before);
+            self.all.gaps.add(gap);
+            if let Some(group) = self.by_workload.get_mut(usize::from(of)) {
+                group.gaps.add(gap);
+            }
         }
     }
 
@@ -350,7 +356,6 @@ impl Tally {
                 .into_iter()
                 .zip(self.by_workload.into_iter().map(Group::finish))
                 .collect(),
-            gaps: self.gaps,
             series: self.series.finish(),
             has_slo: self.slos.iter().any(Slo::is_set),
             points: self.points,
@@ -375,8 +380,6 @@ pub struct Totals {
     pub all: Sums,
     /// By workload, in the order of the mix.
     pub by_workload: Vec<(String, Sums)>,
-    /// Between pieces of the same request.
-    pub gaps: Gaps,
     /// Second by second.
     pub series: Vec<Second>,
     /// Whether anything was asked of a good request.
@@ -444,6 +447,7 @@ impl Totals {
                 good: self.has_slo.then_some(sums.good),
                 ttft_ms: sums.ttft.latency(),
                 tpot_ms: sums.tpot.latency(),
+                itl_ms: sums.gaps.latency(),
                 e2el_ms: sums.e2el.latency(),
             }
         };
@@ -457,7 +461,7 @@ impl Totals {
             output_throughput: self.per_second(self.all.output_tokens),
             ttft_ms: self.all.ttft.latency(),
             tpot_ms: self.all.tpot.latency(),
-            itl_ms: self.gaps.latency(),
+            itl_ms: self.all.gaps.latency(),
             e2el_ms: self.all.e2el.latency(),
             request_goodput: self.has_slo.then(|| self.per_second(self.all.good)),
             by_workload: self.by_workload.iter().map(workload).collect(),

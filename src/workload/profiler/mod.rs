@@ -6,6 +6,7 @@ pub mod analyse;
 pub mod composition;
 pub mod folder;
 pub mod listing;
+pub mod make_room;
 pub mod merge;
 pub mod read;
 pub mod retention;

@@ -74,14 +74,14 @@ fn workloads(all: &[WorkloadSummary], seconds: f64) -> Markup {
             caption { "By workload; latencies in ms, p50 / p99" }
             thead { tr {
                 th { "" } th.n { "succeeded" } th.n { "failed" } th.n { "prompt" } th.n { "output" }
-                th.n { "TTFT" } th.n { "TPOT" } th.n { "E2E" }
+                th.n { "TTFT" } th.n { "TPOT" } th.n { "ITL" } th.n { "E2E" }
                 @if limits { th.n { "goodput" } }
             } }
             tbody { @for w in all { tr {
                 th scope="row" { (&w.name) }
                 td.n { (count(w.completed)) } td.n { (count(w.failed)) }
                 td.n { (figure(w.mean_prompt_tokens)) } td.n { (figure(w.mean_output_tokens)) }
-                td.n { (pair(&w.ttft_ms)) } td.n { (pair(&w.tpot_ms)) } td.n { (pair(&w.e2el_ms)) }
+                td.n { (pair(&w.ttft_ms)) } td.n { (pair(&w.tpot_ms)) } td.n { (pair(&w.itl_ms)) } td.n { (pair(&w.e2el_ms)) }
                 @if limits { td.n { @match w.good { Some(good) => { (goodput(good)) "/s" } None => "\u{2013}" } } }
             } } }
         } }

@@ -1,0 +1,193 @@
+use super::*;
+use crate::cut_log::{Part, read};
+use crate::health::follow::{Follower, Piece};
+use std::fmt::Write as _;
+use std::sync::atomic::AtomicBool;
+
+const LIMIT: u64 = 1_000_000;
+
+fn limiter(log: &Path) -> Limiter {
+    let redactor = Arc::new(Redactor::of_values(vec!["geheimnis".to_owned()]));
+    Limiter { limit: LIMIT, redactor, log: log.to_owned(), held: None, told: 0 }
+}
+
+fn line(number: u64) -> String {
+    format!("{number} {}\n", "x".repeat(usize::try_from(number % 97).unwrap()))
+}
+
+/// Every line that stands in the log or in its piece, with the number that its reader gives it; and what is missing.
+fn numbered(log: &Path) -> (Vec<(u64, String)>, (u64, u64)) {
+    let (mut lines, mut number, mut partial, mut gone) = (Vec::new(), 0, Vec::new(), (1, 0));
+    read(log, &File::open(log).unwrap(), &mut |part| {
+        match part {
+            Part::Bytes(bytes) => {
+                for byte in bytes {
+                    partial.push(*byte);
+                    if *byte == b'\n' {
+                        number += 1;
+                        lines.push((number, String::from_utf8(std::mem::take(&mut partial)).unwrap()));
+                    }
+                }
+            }
+            Part::Missing { first, last, .. } => {
+                assert_eq!(first, number + 1);
+                (gone, number) = ((first, last), last);
+            }
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert!(partial.is_empty());
+    (lines, gone)
+}
+
+#[test]
+fn no_line_is_lost_or_read_twice_while_a_log_is_written_read_and_cut_at_once() {
+    const LINES: u64 = 300_000;
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("vllm_server.log");
+    let (seen, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    let read_by_watch = std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let mut file = File::options().append(true).create(true).open(&log).unwrap();
+            for number in 1..=LINES {
+                file.write_all(line(number).as_bytes()).unwrap();
+            }
+            done.store(true, Ordering::Release);
+        });
+        let reader = threads.spawn(|| {
+            let (mut follower, mut text) = (Follower::new(&log), Vec::new());
+            loop {
+                let is_last = done.load(Ordering::Acquire);
+                let more = follower.look(1 << 20, &mut |piece| match piece {
+                    Piece::Bytes(bytes) => {
+                        text.extend_from_slice(bytes);
+                        seen.store(text.len() as u64, Ordering::Release);
+                    }
+                    Piece::Break(why) => panic!("the reader was disturbed: {why:?}"),
+                });
+                if is_last && !more.unwrap() {
+                    return text;
+                }
+            }
+        });
+        let mut limiter = limiter(&log);
+        while !reader.is_finished() {
+            limiter.look(&|| seen.load(Ordering::Acquire)).unwrap();
+        }
+        limiter.look(&|| seen.load(Ordering::Acquire)).unwrap();
+        assert!(limiter.held.as_ref().unwrap().cut.is_some());
+        reader.join().unwrap()
+    });
+    let all: String = (1..=LINES).map(line).collect();
+    assert!(read_by_watch == all.as_bytes(), "the reader has seen every line once");
+    for closed in [false, true] {
+        if closed {
+            close_up(&log).unwrap();
+            assert!(fs::metadata(&log).unwrap().len() < LIMIT);
+        }
+        let (lines, gone) = numbered(&log);
+        for (number, text) in &lines {
+            assert_eq!(*text, line(*number));
+        }
+        assert_eq!(lines.len() as u64 + (gone.1 + 1 - gone.0), LINES, "{gone:?}");
+        assert_eq!((lines[0].0, lines.last().unwrap().0), (1, LINES));
+        let taken = fs::metadata(&log).unwrap().blocks() * 512 + fs::metadata(piece(&log)).unwrap().len();
+        assert!(taken < LIMIT, "{taken}");
+    }
+}
+
+#[test]
+fn what_nobody_has_read_yet_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let all: String = (1..=60_000).map(line).collect();
+    fs::write(&log, &all).unwrap();
+    let mut limiter = limiter(&log);
+    limiter.look(&|| 500_000).unwrap();
+    let cut = limiter.held.as_ref().unwrap().cut.unwrap();
+    assert!(cut.to <= 500_000 - 64, "the reader knows the file again by the bytes before 500000: {cut:?}");
+    assert_eq!(numbered(&log).0.last().unwrap().0, 60_000);
+}
+
+#[test]
+fn the_first_that_is_taken_out_is_kept_without_secrets_and_the_rest_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let mut limiter = limiter(&log);
+    let mut random = 1_u64;
+    let mut number = 0;
+    while number < 40_000 {
+        let mut file = File::options().append(true).create(true).open(&log).unwrap();
+        let mut text = String::new();
+        for _ in 0..4000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            number += 1;
+            writeln!(text, "{number} geheimnis {random:x}").unwrap();
+        }
+        file.write_all(text.as_bytes()).unwrap();
+        limiter.look(&|| u64::MAX).unwrap();
+    }
+    let held = limiter.held.as_ref().unwrap();
+    let cut = held.cut.unwrap();
+    assert!(cut.kept > cut.first && cut.kept < cut.last, "{cut:?}");
+    assert!(held.piece > LIMIT / 8 && held.piece < LIMIT / 2, "{}", held.piece);
+    let (lines, gone) = numbered(&log);
+    assert_eq!(gone, (cut.kept + 1, cut.last));
+    for (number, text) in &lines {
+        let is_kept = (cut.first..=cut.kept).contains(number);
+        assert_eq!(text.contains("geheimnis"), !is_kept, "{text}");
+        assert!(text.starts_with(&format!("{number} ")), "{number}: {text}");
+    }
+}
+
+#[test]
+fn a_line_that_never_ends_does_not_fill_the_disk_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    fs::write(&log, [b"first\n".to_vec(), vec![b'x'; 12 << 20], b"\nlast\n".to_vec()].concat()).unwrap();
+    let mut limiter = limiter(&log);
+    limiter.look(&|| u64::MAX).unwrap();
+    close_up(&log).unwrap();
+    let length = fs::metadata(&log).unwrap().len();
+    assert!(length < 5 << 20, "a chunk of it may stay: {length}");
+    let (lines, gone) = numbered(&log);
+    assert_eq!(gone, (2, 1), "no whole line is missing");
+    assert_eq!((lines[0].1.as_str(), lines[2].1.as_str(), lines.len()), ("first\n", "last\n", 3));
+}
+
+#[test]
+fn a_log_that_somebody_else_rotates_or_cuts_is_limited_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let all: String = (1..=60_000).map(line).collect();
+    let mut limiter = limiter(&log);
+    let cut = |limiter: &mut Limiter| {
+        limiter.look(&|| u64::MAX).unwrap();
+        limiter.look(&|| u64::MAX).unwrap();
+        limiter.held.as_ref().unwrap().cut
+    };
+    fs::write(&log, &all).unwrap();
+    assert!(cut(&mut limiter).is_some());
+    fs::write(&log, "1 \n").unwrap();
+    assert_eq!(cut(&mut limiter), None);
+    fs::rename(&log, dir.path().join("log.1")).unwrap();
+    fs::write(&log, &all).unwrap();
+    assert!(cut(&mut limiter).is_some_and(|cut| cut.kept < cut.first), "the piece belongs to the log before");
+    assert!(numbered(&log).0.iter().all(|(number, text)| *text == line(*number)));
+}
+
+#[test]
+fn a_log_that_is_short_or_whole_is_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let mut limiter = limiter(&log);
+    limiter.look(&|| u64::MAX).unwrap();
+    close_up(&log).unwrap();
+    let all: String = (1..=1000).map(line).collect();
+    fs::write(&log, &all).unwrap();
+    limiter.look(&|| u64::MAX).unwrap();
+    close_up(&log).unwrap();
+    assert_eq!(fs::read_to_string(&log).unwrap(), all);
+    assert!(!piece(&log).exists());
+}

@@ -1,0 +1,55 @@
+//! The server's log while an attempt lives: it is read as it grows, and kept from filling the disk.
+
+use super::layout::AttemptDir;
+use super::log_limit::LogLimit;
+use super::performer::Run;
+use crate::event::{EventKind, Phase};
+use crate::health::log_watch::LogWatch;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc::UnboundedSender, watch};
+
+/// How long the end of the log may take to be read.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Both end when this is dropped.
+pub(super) struct ServerLog {
+    watch: Option<LogWatch>,
+    limit: Option<LogLimit>,
+}
+
+impl ServerLog {
+    /// What cannot be started is told; the attempt goes on without it.
+    pub(super) fn start(
+        dir: &AttemptDir,
+        run: &Run,
+        phase: watch::Receiver<Phase>,
+        facts: &UnboundedSender<EventKind>,
+    ) -> Self {
+        let trouble = |what: &str, error: std::io::Error| {
+            drop(facts.send(EventKind::Trouble { what: what.to_owned(), error: error.to_string() }));
+        };
+        let watch = LogWatch::spawn(dir.server_log(), &run.rules, phase, facts.clone())
+            .map_err(|error| trouble("watch the server's log", error))
+            .ok();
+        let limit = run.plan.disk.as_ref().and_then(|disk| disk.max_log).and_then(|limit| {
+            LogLimit::start(dir.server_log(), limit, watch.as_ref(), Arc::clone(&run.redactor), facts.clone())
+                .map_err(|error| trouble("limit the server's log", error))
+                .ok()
+        });
+        Self { watch, limit }
+    }
+
+    /// Nobody writes any more: what is left is read, and the file left alone from then on.
+    pub(super) async fn finish(self) {
+        let Self { watch, limit } = self;
+        if let Some(watch) = &watch {
+            drop(tokio::time::timeout(PATIENCE, watch.drain()).await);
+        }
+        if let Some(limit) = limit {
+            // A disk that does not answer must not hold up the end.
+            let over = tokio::task::spawn_blocking(move || limit.finish());
+            drop(tokio::time::timeout(PATIENCE, over).await);
+        }
+    }
+}
