@@ -244,9 +244,9 @@ pub(super) fn one_bit_apart(one: &[u8], two: &[u8]) -> bool {
         ([_], [b'\\', escape, ..]) => *escape != b'"',
         // It was a digit.
         ([], [b'\\', b'u', ..]) => one[..head].ends_with(b"0"),
-        ([_], middle) => *middle == *"\u{fffd}".as_bytes(),
         // It became a digit beside others.
         ([was], []) => beside_a_digit(*was) && (two[..head].ends_with(b"0") || two[head..].starts_with(b"0")),
+        ([_], middle) => *middle == *"\u{fffd}".as_bytes(),
         _ => false,
     }
 }
