@@ -11,6 +11,8 @@ use std::collections::HashMap;
 
 /// Threads and streams that are told apart.
 const MOST_LANES: usize = 4096;
+/// Lanes that are looked through one by one: a GPU's events change places all the time.
+const FEW_LANES: usize = 16;
 /// How deep operators nest at most.
 const MOST_DEEP: usize = 512;
 
@@ -45,6 +47,8 @@ impl Row {
 #[derive(Debug, Clone)]
 struct Lane {
     key: Box<[u8]>,
+    /// How it is written.
+    text: Box<[u8]>,
     times: u32,
     at: u64,
     named: bool,
@@ -67,8 +71,6 @@ pub(super) struct Order {
     lanes: Vec<Lane>,
     index: HashMap<Box<[u8]>, usize>,
     last: usize,
-    /// How the place of the last event was written.
-    last_text: Box<[u8]>,
     gaps: u32,
     /// Names that name nothing.
     empty: Vec<u64>,
@@ -134,9 +136,16 @@ impl Order {
     pub(super) fn lane(&mut self, event: &Event, text: &[u8], at: u64) -> Option<usize> {
         // What stands between them is always the same.
         let both = Span { from: event.pid.from, to: event.tid.to }.of(text);
-        if both.is_empty() || both != &*self.last_text {
-            self.last = self.other_lane(event.pid.of(text), event.tid.of(text))?;
-            self.last_text = both.into();
+        let same = |lane: &Lane| !both.is_empty() && *lane.text == *both;
+        if !self.lanes.get(self.last).is_some_and(same) {
+            self.last = match self.lanes.iter().take(FEW_LANES).position(same) {
+                Some(lane) => lane,
+                None => {
+                    let lane = self.other_lane(event.pid.of(text), event.tid.of(text))?;
+                    self.lanes[lane].text = both.into();
+                    lane
+                }
+            };
         }
         let lane = &mut self.lanes[self.last];
         lane.times = lane.times.saturating_add(1);
@@ -155,7 +164,16 @@ impl Order {
             return None;
         }
         self.index.insert(key.clone(), self.lanes.len());
-        self.lanes.push(Lane { key, times: 0, at: 0, named: false, open: Vec::new(), time: 0, gaps: 0 });
+        self.lanes.push(Lane {
+            key,
+            text: Box::default(),
+            times: 0,
+            at: 0,
+            named: false,
+            open: Vec::new(),
+            time: 0,
+            gaps: 0,
+        });
         Some(self.lanes.len() - 1)
     }
 
