@@ -62,6 +62,22 @@ fn a_name_that_names_nothing_or_is_two_is_dropped() {
 }
 
 #[test]
+fn halves_that_grew_together_before_the_trace_has_shown_that_it_counts_are_no_event() {
+    for text in texts() {
+        let pid = |number: u32| {
+            let at = text.find(&format!("\"Ev Idx\": {number}\n")).unwrap();
+            at + text[at..].find("\"pid\"").unwrap()
+        };
+        for (one, two) in [(2, 8), (9, 14), (12, 40)] {
+            let broken = [&text[..pid(one)], &text[pid(two)..]].concat();
+            let (record, output) = Bench::new().one("e.pt.trace.json", broken.as_bytes());
+            assert_eq!(record.status, Status::Salvaged, "{one} to {two}: {record:?}");
+            assert_eq!(strangers(&output.unwrap(), text.as_bytes()), Vec::<String>::new(), "{one} to {two}");
+        }
+    }
+}
+
+#[test]
 fn a_thread_that_no_other_event_has_is_none() {
     for text in texts() {
         let (_, rest) = text.split_at(text.find("\"Ev Idx\": 200").unwrap());

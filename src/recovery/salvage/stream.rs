@@ -303,8 +303,8 @@ impl Walker {
     /// Whether nothing else in the trace speaks against the event, which begins at `from`.
     #[inline]
     fn is_sound(&mut self, event: &Event, text: &[u8], from: usize, after_damage: bool) -> bool {
-        self.turns.keep(event, text, after_damage)
-            && self.signs.keep(event, text, self.at + from as u64, after_damage)
+        let at = self.at + from as u64;
+        self.turns.keep(event, text, at, after_damage) && self.signs.keep(event, text, at, after_damage)
     }
 
     /// It reads well, but it is none of those that were written.
