@@ -2,13 +2,15 @@
 //!
 //!     cargo run --release --example salvage_trials -- prefix TRACE.json...
 //!     cargo run --release --example salvage_trials -- damage ROUNDS TRACE.json...
+//!     cargo run --release --example salvage_trials -- healthy TRACE.json[.gz]...
 //!     cargo run --release --example salvage_trials -- compress LEVEL WORKERS TRACE.json
+//!     cargo run --release --example salvage_trials -- curve TRACE.json...
 //!     cargo run --release --example salvage_trials -- window TRACE.json
 //!     cargo run --release --example salvage_trials -- sample COUNT OUT_DIR TRACE.json...
 //!     cargo run --release --example salvage_trials -- linear
 //!     cargo run --release --example salvage_trials -- grow BYTES TRACE.json > LARGE.json
 //!
-//! `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places. `window`
+//! `healthy` reads complete traces as plain JSON, with all rules on: each must be complete. `prefix` cuts the JSON and its gzip at every byte of the first and last 64 KiB and at 10,000 random places. `window`
 //! checks, counts and compresses a finished window as a run does. `linear` times texts that are bad on purpose at doubling
 //! sizes; `ONLY="gzip flip"` before `damage` picks one kind, `SHOW=1` shows what differs. `grow` repeats the events of a trace.
 
@@ -37,6 +39,7 @@ fn main() {
             let rounds = arguments[2].parse().expect("ROUNDS is a number");
             arguments[3..].iter().for_each(|path| damage(Path::new(path), rounds));
         }
+        "healthy" => healthy(&arguments[2..]),
         "sample" => sample(
             arguments[2].parse().expect("COUNT is a number"),
             Path::new(&arguments[3]),
@@ -52,6 +55,7 @@ fn main() {
             writer.write_all(&text).expect("memory takes it");
             println!("{} bytes", writer.finish().expect("memory takes it").len());
         }
+        "curve" => arguments[2..].iter().for_each(|path| curve(Path::new(path))),
         "window" => {
             let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
             let name = folder.path().join("window-0001-rank0.pt.trace.json");
@@ -192,6 +196,43 @@ fn prefix(path: &Path) {
             cuts.len()
         );
     }
+}
+
+/// Size and CPU time of every level, best of five, on one thread.
+fn curve(path: &Path) {
+    let text = std::fs::read(path).expect("the trace can be read");
+    println!("{}: {} bytes", path.display(), text.len());
+    for level in 1..=9 {
+        let mut best = u64::MAX;
+        let mut size = 0;
+        for _ in 0..5 {
+            let began = cpu();
+            let mut writer = GzipWriter::new(Vec::new(), level, 1).expect("memory takes it");
+            writer.write_all(&text).expect("memory takes it");
+            size = writer.finish().expect("memory takes it").len();
+            best = best.min(cpu() - began);
+        }
+        println!("ours {level}: {:.4} CPU s, {size} bytes", best as f64 / 1e9);
+    }
+}
+
+/// A gzip's text is written out first: what its checksum covers is not judged.
+fn healthy(traces: &[String]) {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("there is room in /dev/shm");
+    let half = folder.path().join("t.pt.trace.json");
+    let (mut events, mut wrong) = (0, 0);
+    for path in traces {
+        let raw = std::fs::read(path).expect("the trace can be read");
+        let text = if raw.starts_with(&[0x1f, 0x8b]) { common::unzip(&raw) } else { raw };
+        std::fs::write(&half, &text).expect("there is room in /dev/shm");
+        let (record, _) = salvage(&half);
+        events += record.events_kept;
+        if record.status != Status::Complete {
+            wrong += 1;
+            println!("{path}: {} {} dropped, {}", record.status, record.events_dropped, record.note);
+        }
+    }
+    println!("{} traces, {events} events, {wrong} not complete", traces.len());
 }
 
 fn hurt(kind: &str, bytes: &[u8], rng: &mut impl Rng) -> Vec<u8> {

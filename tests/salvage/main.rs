@@ -5,3 +5,4 @@ mod damage;
 mod places;
 mod prefix;
 mod seams;
+mod words;

@@ -63,7 +63,7 @@ fn gpu(launches: usize) -> (String, Vec<String>) {
 }
 
 /// The events of an output that the original has not, or not as often, beside those a cut trace is given back.
-fn strangers(output: &Value, original: &[u8]) -> Vec<String> {
+pub(crate) fn strangers(output: &Value, original: &[u8]) -> Vec<String> {
     let mut known: HashMap<String, usize> = HashMap::new();
     for span in spans(original) {
         let value: Value = serde_json::from_slice(&original[span]).expect("an event");

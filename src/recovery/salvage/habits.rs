@@ -110,6 +110,7 @@ impl Cursor<'_> {
                 return false;
             }
             event.ts = span(ts, self.pos);
+            event.usual = true;
             return match self.next_field(start, event) {
                 Some(true) => self.fields(start, event, depth),
                 Some(false) => true,

@@ -294,8 +294,8 @@ pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> 
         }
         // What a checksum covers is as it was written.
         let proven = !members.is_empty() && members.iter().all(|member| member.fate == Fate::Sound);
-        let contradicting = if proven { Vec::new() } else { walker.signs.verdict() };
-        if !contradicting.is_empty() {
+        let contradicting = if proven { Vec::new() } else { contradicting(&walker) };
+        if belief.contradicting.is_empty() && !contradicting.is_empty() {
             belief.contradicting = contradicting;
             continue;
         }
@@ -311,6 +311,15 @@ pub fn examine(path: &Path, progress: Option<Progress<'_>>) -> io::Result<Exam> 
             read_error: error.map(|error| error.to_string()),
         });
     }
+}
+
+/// Where the events begin that something else in the trace contradicts, in order.
+fn contradicting(walker: &Walker) -> Vec<u64> {
+    let mut events = walker.signs.verdict();
+    events.extend(walker.turns.verdict());
+    events.sort_unstable();
+    events.dedup();
+    events
 }
 
 /// Whether it is worth to look for a flipped bit. Zero bytes are a block that was not written; the text of a gzip that is merely

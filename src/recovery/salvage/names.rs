@@ -4,7 +4,8 @@
 //!
 //! Pure.
 
-use super::signs::{Kind, hash};
+use super::signs::hash;
+use super::words::{common_head, common_tail, one_bit_apart};
 use memchr::memmem;
 use std::collections::HashMap;
 
@@ -15,7 +16,10 @@ const MOST_BYTES: usize = 1 << 20;
 /// Names that one damage makes, at most.
 const MOST_WRONG: usize = 8;
 
-/// A name, or a word.
+/// How often a kernel must have been seen, that another may be one with a turned bit.
+const LIKELY: u32 = 8;
+
+/// A name.
 #[derive(Debug, Clone)]
 struct Known {
     text: Box<[u8]>,
@@ -68,8 +72,17 @@ impl Names {
             return Vec::new();
         }
         let once = self.known.iter().filter(|known| known.times == 1);
-        let wrong: Vec<u64> = once.filter(|known| self.is_joined(known)).map(|known| known.at).collect();
+        let wrong = |known: &&Known| self.is_joined(known) || self.is_turned(known);
+        let wrong: Vec<u64> = once.filter(wrong).map(|known| known.at).collect();
         if wrong.len() > MOST_WRONG { Vec::new() } else { wrong }
+    }
+
+    /// Whether a bit of it was turned. Names that are written as the linker sees them have letters for types (`f`, `d`).
+    fn is_turned(&self, name: &Known) -> bool {
+        let like = |other: &Known| {
+            other.times >= LIKELY && other.mark == name.mark && one_bit_apart(&other.text, &name.text)
+        };
+        !name.text.starts_with(b"\"_Z") && self.known.iter().any(like)
     }
 
     fn is_joined(&self, name: &Known) -> bool {
@@ -108,14 +121,6 @@ fn mark(args: &[u8]) -> u64 {
     let from = memmem::find(args, b"\"registers per thread\"").unwrap_or(0);
     let to = memmem::find(&args[from..], b"\"blocks per SM\"").map_or(from, |len| from + len);
     hash(&args[from..to])
-}
-
-fn common_head(one: &[u8], two: &[u8]) -> usize {
-    one.iter().zip(two).take_while(|(one, two)| one == two).count()
-}
-
-fn common_tail(one: &[u8], two: &[u8]) -> usize {
-    one.iter().rev().zip(two.iter().rev()).take_while(|(one, two)| one == two).count()
 }
 
 /// The one word that the join lies in, wherever between `from` and `to` it is.
@@ -176,64 +181,6 @@ fn balanced(name: &[u8]) -> bool {
     }
     open.is_empty()
 }
-
-/// Categories with how often they were seen.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Categories {
-    known: Vec<(Known, Kind)>,
-    last: usize,
-}
-
-impl Categories {
-    #[inline]
-    pub(super) fn note(&mut self, word: &[u8], at: u64) -> Kind {
-        if self.known.get(self.last).is_none_or(|(known, _)| *known.text != *word) {
-            self.last =
-                self.known.iter().position(|(known, _)| *known.text == *word).unwrap_or(self.known.len());
-        }
-        if let Some((known, kind)) = self.known.get_mut(self.last) {
-            known.times += 1;
-            return *kind;
-        }
-        let kind = Kind::of(word);
-        if self.last < 64 {
-            self.known.push((Known { text: word.into(), times: 1, at, mark: 0 }, kind));
-        }
-        kind
-    }
-
-    /// Categories that are joined of two others and came once.
-    pub(super) fn verdict(&self) -> Vec<u64> {
-        let words = || self.known.iter().map(|(known, _)| known);
-        let joined = |word: &&Known| {
-            let others = || words().filter(|other| other.text != word.text && other.times > 1);
-            let head = others().map(|other| common_head(&other.text, &word.text)).max().unwrap_or(0);
-            let tail = others().map(|other| common_tail(&other.text, &word.text)).max().unwrap_or(0);
-            word.times == 1
-                && head > 1
-                && tail > 1
-                && head + tail >= word.text.len()
-                && !KINETO.contains(&&*word.text)
-        };
-        words().filter(joined).map(|word| word.at).take(MOST_WRONG).collect()
-    }
-}
-
-/// Categories of Kineto that might look joined.
-const KINETO: [&[u8]; 12] = [
-    b"\"cpu_op\"",
-    b"\"user_annotation\"",
-    b"\"gpu_user_annotation\"",
-    b"\"gpu_memcpy\"",
-    b"\"gpu_memset\"",
-    b"\"kernel\"",
-    b"\"cuda_runtime\"",
-    b"\"cuda_driver\"",
-    b"\"cuda_sync\"",
-    b"\"overhead\"",
-    b"\"python_function\"",
-    b"\"Trace\"",
-];
 
 /// Category, number and name.
 type Call = (usize, Box<[u8]>, Known);
@@ -350,24 +297,5 @@ mod tests {
         assert_eq!(calls.verdict(), Vec::<u64>::new());
         calls.note(1, b"41", b"\"cudaLauncpyAsync\"", 9);
         assert_eq!(calls.verdict(), [9]);
-    }
-
-    #[test]
-    fn a_category_of_two_halves_is_found_and_rare_ones_are_not() {
-        let mut categories = Categories::default();
-        for (at, word) in [
-            "\"kernel\"",
-            "\"cuda_runtime\"",
-            "\"kernel\"",
-            "\"cuda_runtime\"",
-            "\"kernruntime\"",
-            "\"mtia_runtime\"",
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            categories.note(word.as_bytes(), at as u64);
-        }
-        assert_eq!(categories.verdict(), [4]);
     }
 }

@@ -78,6 +78,8 @@ pub struct Event {
     pub args: Span,
     /// A key that names the event's place or kind came twice: two events grew together at a seam.
     pub doubled: bool,
+    /// Up to the time it is written byte for byte as an event before it, but for its name.
+    pub usual: bool,
 }
 
 impl Event {

@@ -7,6 +7,8 @@
 //! - times have three decimals, and all of a trace about the same length;
 //! - a kernel, a copy, a call has all its `args`, each once;
 //! - a call has one number (`cbid`), which has one name; a kernel's name is a name (`names.rs`);
+//! - keys, categories, types and the names of operators are of a small stock (`shapes.rs`);
+//! - what is numbered is in the order of time, and every thread has a name (`order.rs`);
 //! - no event comes twice.
 //!
 //! The walk only takes notes. What they come to is asked at its end, when it is known what this trace does everywhere else: a rule
@@ -15,14 +17,16 @@
 //!
 //! Pure.
 
-use super::names::{Calls, Categories, Names};
+use super::names::{Calls, Names};
+use super::order::Order;
 use super::scan::{Event, Span};
+use super::shapes::Shapes;
 use memchr::memmem::{self, Finder};
 
 /// No single damage breaks a rule in more places.
-const MOST_WRONG: u32 = 8;
+pub(super) const MOST_WRONG: u32 = 8;
 /// Places that keep a rule for each that breaks it.
-const LEARN: u32 = 32;
+pub(super) const LEARN: u32 = 32;
 /// Events of one damage.
 const MOST_EVENTS: usize = 1 << 16;
 /// Events at the begin of a trace whose numbers nobody checks yet.
@@ -113,10 +117,11 @@ pub struct Signs {
     decimals: Rule,
     /// For each length of a time how often, and where last.
     lengths: [(u32, u64); 32],
-    args: [Args; KINDS.len()],
+    args: [Rule; KINDS.len()],
     calls: Calls,
     names: Names,
-    categories: Categories,
+    shapes: Shapes,
+    order: Order,
     seen: Seen,
     keys: Keys,
 }
@@ -174,25 +179,11 @@ pub(super) fn is_of_gpu(category: &[u8]) -> bool {
     matches!(Kind::of(category), Kind::Gpu(_))
 }
 
-/// The `args` of a category.
-#[derive(Debug, Clone, Default)]
-struct Args {
-    rule: Rule,
-    /// Quotes in the `args` before, which had everything: what has as many needs no closer look.
-    quotes: usize,
-}
-
-impl Args {
-    fn note(&mut self, keys: &[&[u8]], args: &[u8], at: u64) {
-        let quotes = memchr::memchr_iter(b'"', args).count();
-        if quotes == self.quotes && quotes > 0 {
-            self.rule.kept();
-        } else if each_once(keys, args) {
-            self.quotes = quotes;
-            self.rule.kept();
-        } else {
-            self.rule.broken([at]);
-        }
+/// Whether `args` have everything that is always written into those of the kind.
+fn is_whole(kind: Kind, args: &[u8]) -> bool {
+    match kind {
+        Kind::Gpu(kind) => each_once(KINDS[kind].1, args),
+        Kind::Numbered | Kind::Other => true,
     }
 }
 
@@ -264,6 +255,7 @@ impl Signs {
     pub fn gap(&mut self) {
         self.owner.at = None;
         self.seen.before = None;
+        self.order.gap();
     }
 
     /// Whether the event may be kept. `at` is its offset in the trace.
@@ -297,16 +289,23 @@ impl Signs {
             self.decimals.broken([at]);
         }
         let phase = event.phase(text);
-        if matches!(phase, b's' | b'f') {
-            self.arrow(event, text, at);
-            return;
+        let shape = self.shapes.note(event, text, at, is_whole).map(|shape| (shape.kind, shape.whole));
+        let category = || Kind::of(event.cat.of(text));
+        let (kind, whole) = shape.unwrap_or_else(|| (category(), is_whole(category(), event.args.of(text))));
+        match phase {
+            b's' | b'f' => return self.arrow(event, text, at),
+            b'M' => self.order.metadata(event, text, at),
+            _ if kind == Kind::Numbered => self.order.numbered(event, text, at),
+            _ => {
+                self.order.lane(event, text, at);
+            }
         }
         self.owner.at = Some(at);
         self.owner.fields = *event;
         self.owner.kept = None;
         match phase {
-            b'X' => self.work(event, text, at),
-            b'i' if Kind::of(event.cat.of(text)) != Kind::Numbered => self.seen.note(event.all, text, at),
+            b'X' => self.work(kind, whole, event, text, at),
+            b'i' if kind != Kind::Numbered => self.seen.note(event.all, text, at),
             _ => {}
         }
         self.seen.before = Some(at);
@@ -347,11 +346,14 @@ impl Signs {
     }
 
     /// A stretch of time on a thread or on a GPU.
-    fn work(&mut self, event: &Event, text: &[u8], at: u64) {
-        let kind = self.categories.note(event.cat.of(text), at);
+    fn work(&mut self, kind: Kind, whole: bool, event: &Event, text: &[u8], at: u64) {
         let (name, args) = (event.name.of(text), event.args.of(text));
         if let Kind::Gpu(kind) = kind {
-            self.args[kind].note(KINDS[kind].1, args, at);
+            if whole {
+                self.args[kind].kept();
+            } else {
+                self.args[kind].broken([at]);
+            }
             match kind {
                 0 => self.names.note(name, args, at),
                 1 | 2 => self.calls.note(kind, value(args, &self.keys.cbid), name, at),
@@ -371,11 +373,12 @@ impl Signs {
             return Vec::new();
         }
         let mut events = [&self.arrows, &self.decimals, &self.seen.rule].map(Rule::verdict).concat();
-        events.extend(self.args.iter().flat_map(|args| args.rule.verdict()));
+        events.extend(self.args.iter().flat_map(Rule::verdict));
         events.extend(self.odd_lengths());
         events.extend(self.calls.verdict());
         events.extend(self.names.verdict());
-        events.extend(self.categories.verdict());
+        events.extend(self.shapes.verdict());
+        events.extend(self.order.verdict());
         events.sort_unstable();
         events.dedup();
         events

@@ -11,6 +11,7 @@ use super::repair;
 use super::scan::{Cursor, ENTRY_DEPTH, EVENT_DEPTH, Event, Span, Stop};
 use super::signs::{self, Signs};
 use super::turns::Turns;
+use super::words;
 use memchr::memmem;
 
 /// The largest event or entry that is kept whole. Kineto's reach some ten kilobytes.
@@ -291,7 +292,8 @@ impl Walker {
     /// Whether a mended event can be one that Kineto wrote badly. Only names and arguments come from outside.
     fn may_be_written(&mut self, event: &Event, text: &[u8], from: usize) -> bool {
         let verbatim = |field: Span| !field.of(text).contains(&b'\\');
-        let free = !signs::is_of_gpu(event.cat.of(text)) || verbatim(event.name);
+        let free = !signs::is_of_gpu(event.cat.of(text)) && !words::is_of_torch(event.name.of(text));
+        let free = free || verbatim(event.name);
         let sound =
             event.placed(text) && verbatim(event.cat) && free && self.is_sound(event, text, from, false);
         self.signs.leave(text);
@@ -301,8 +303,8 @@ impl Walker {
     /// Whether nothing else in the trace speaks against the event, which begins at `from`.
     #[inline]
     fn is_sound(&mut self, event: &Event, text: &[u8], from: usize, after_damage: bool) -> bool {
-        self.turns.keep(event, text, after_damage)
-            && self.signs.keep(event, text, self.at + from as u64, after_damage)
+        let at = self.at + from as u64;
+        self.turns.keep(event, text, at, after_damage) && self.signs.keep(event, text, at, after_damage)
     }
 
     /// It reads well, but it is none of those that were written.

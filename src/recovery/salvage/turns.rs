@@ -26,6 +26,9 @@ pub struct Turns {
     bare: bool,
     /// Numbers out of turn.
     wrong: u32,
+    /// Where numbers went on higher before the rule held, and events in turn since then.
+    early: Vec<u64>,
+    since: u32,
 }
 
 impl Turns {
@@ -43,9 +46,15 @@ impl Turns {
         self.wrong > Self::MOST_WRONG
     }
 
-    /// Whether the event may be kept. `after_damage` says that events may be missing before it.
+    /// The event at the begin of the trace, if it is one, that grew together of two before the trace had shown that it counts.
+    pub fn verdict(&self) -> &[u64] {
+        let counts = !self.off && self.wrong == 0 && self.since > 2 * Self::LEARN;
+        if counts && self.early.len() == 1 { &self.early } else { &[] }
+    }
+
+    /// Whether the event, which begins at `at`, may be kept. `after_damage` says that events may be missing before it.
     #[inline]
-    pub fn keep(&mut self, event: &Event, text: &[u8], after_damage: bool) -> bool {
+    pub fn keep(&mut self, event: &Event, text: &[u8], at: u64, after_damage: bool) -> bool {
         if self.off {
             return true;
         }
@@ -55,13 +64,14 @@ impl Turns {
         };
         if self.next == Some(number) {
             self.proven = self.proven.saturating_add(1);
+            self.since = self.since.saturating_add(1);
             self.next = Some(number + 1);
             self.aside = None;
             self.loose = false;
             self.category = begin(event.cat.of(text));
             return true;
         }
-        self.out_of_turn(number, after_damage)
+        self.out_of_turn(number, at, after_damage)
     }
 
     #[inline]
@@ -83,10 +93,15 @@ impl Turns {
     }
 
     #[cold]
-    fn out_of_turn(&mut self, number: u64, after_damage: bool) -> bool {
+    fn out_of_turn(&mut self, number: u64, at: u64, after_damage: bool) -> bool {
         let next = self.next.unwrap_or(number);
         if self.proven < Self::LEARN {
+            if self.proven > 0 && !after_damage && !self.loose && self.early.len() < 2 {
+                self.early.push(at);
+                self.since = 0;
+            }
             self.proven = 0;
+            self.loose = false;
             self.next = Some(number + 1);
             return true;
         }
