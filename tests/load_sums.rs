@@ -442,7 +442,7 @@ fn limits_count_from_the_moment_a_request_was_due_and_a_workload_may_have_its_ow
 fn two_tokens_are_enough_for_a_time_each_and_pieces_of_one_read_are_counted() {
     let two = record((0, 0), [0, 0, 500], &[100, 400, 400, 400, 500], Some((9, 2)));
     assert_eq!((two.tpot(), two.pieces, two.coalesced), (Some(400 * MS), 5, 2));
-    assert_eq!((two.e2e(), two.e2e_intended(), two.lag()), (Some(500 * MS), Some(500 * MS), 0 * MS));
+    assert_eq!((two.e2e(), two.e2e_intended(), two.lag()), (Some(500 * MS), Some(500 * MS), Duration::ZERO));
     let one = record((0, 0), [0, 7, 500], &[100], Some((9, 1)));
     assert_eq!((one.tpot(), one.e2e_intended(), one.lag()), (None, Some(100 * MS), 7 * MS));
 }
