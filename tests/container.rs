@@ -212,8 +212,8 @@ fn sigterm_from_inside_and_at_any_moment_is_not_lost() {
             wait_for("the guard", || (container.members().len() > 1).then_some(()));
         }
         // The kernel drops what a first process has not asked for.
-        let sent = container.exec(&["sh", "-c", "kill -TERM 1"]).status().unwrap();
-        assert!(sent.success());
+        // It may die with the namespace before it can say that it has sent it.
+        drop(container.exec(&["sh", "-c", "kill -TERM 1"]).status().unwrap());
         let (code, told) = container.wait();
         assert_eq!(code, Some(143), "early: {early}: {told}");
     }

@@ -10,11 +10,15 @@ use slurm_support::{Cluster, Job};
 use std::path::PathBuf;
 use varcas_guard::event::{EventKind, Outcome, Phase};
 
+/// Its first attempt dies in the middle of the export of a window.
+const CUT_FIRST: &str = "load=20ms,step=1ms,ttft=1ms,sampled_compile=10ms,window_events=20,watchdog=200ms,\
+                         fault=half@window,only_attempt=1";
+
 /// Writes the script with these arguments for `run`, and hands in the job.
-fn submit<'a>(cluster: &'a Cluster, place: &Place, options: &[&str], run: &[&str]) -> Job<'a> {
+fn submit<'a>(cluster: &'a Cluster, place: &Place, options: &[&str], retries: &str, run: &[&str]) -> Job<'a> {
     let fixed = ["install", "slurm", "--sbatch=--cpus-per-task=2", "--", "--server", "sim"];
     let port = place.port.to_string();
-    let answer = place.ask(&[&fixed[..], &["--retries", "0", "--port", &port], run].concat());
+    let answer = place.ask(&[&fixed[..], &["--retries", retries, "--port", &port], run].concat());
     assert_eq!(answer.code, Some(0), "{answer:?}");
     cluster.submit(place, options, "varcas-guard.sbatch")
 }
@@ -38,15 +42,15 @@ fn assert_nothing_left(place: &Place, run: &std::path::Path) {
     place.assert_no_shm();
 }
 
-/// Requests are open.
-fn until_under_load(run: &std::path::Path) {
+/// Requests are open in this attempt.
+fn until_under_load(run: &std::path::Path, attempt: u32) {
     wait_for("requests", || {
         let sent = |kind: &EventKind| matches!(kind, EventKind::LoadProgressed(load) if load.sent > 0);
-        events(run).iter().any(|event| sent(&event.kind)).then_some(())
+        events(run).iter().any(|event| event.attempt == attempt && sent(&event.kind)).then_some(())
     });
 }
 
-/// Stopped in good order by one SIGTERM while it measured, its windows whole.
+/// Stopped in good order by one SIGTERM while it measured, its windows whole, and the half of [`CUT_FIRST`] saved.
 fn assert_stopped_in_good_order(run: &std::path::Path) {
     let events = events(run);
     let signals: Vec<i32> = events
@@ -73,6 +77,8 @@ fn assert_stopped_in_good_order(run: &std::path::Path) {
     assert_eq!(report["exit_code"], 143);
     let traces = report["traces"].as_array().unwrap();
     assert!(!traces.is_empty() && traces.iter().all(|trace| trace["complete"] == true), "{traces:?}");
+    let saved = report["attempts"][0]["saved"].as_array().unwrap();
+    assert!(saved.iter().any(|trace| trace["status"] == "salvaged"), "{saved:?}");
     assert!(run.join("report.html").exists());
 }
 
@@ -83,7 +89,7 @@ fn a_job_that_ends_well_is_completed_and_leaves_its_report() {
     let config = place.config(FAST, "");
     let config = config.to_string_lossy();
     let args = ["--duration", "1s", "--config", &config, "--", "--max-model-len", "160"];
-    let job = submit(&cluster, &place, &[], &args);
+    let job = submit(&cluster, &place, &[], "0", &args);
     let facts = job.wait();
     assert_eq!(
         (facts["JobState"].as_str(), facts["ExitCode"].as_str()),
@@ -103,7 +109,7 @@ fn a_hopeless_job_fails_with_93_and_is_not_started_again() {
     let place = Place::new();
     let config = place.config(&format!("{FAST},fault=crash(not-found)@loading"), "");
     let config = config.to_string_lossy();
-    let job = submit(&cluster, &place, &[], &["--duration", "1s", "--config", &config]);
+    let job = submit(&cluster, &place, &[], "0", &["--duration", "1s", "--config", &config]);
     let facts = job.wait();
     assert_eq!(
         (facts["JobState"].as_str(), facts["ExitCode"].as_str()),
@@ -123,7 +129,7 @@ fn a_job_whose_attempts_all_failed_is_started_once_more_in_a_folder_of_its_own()
     let config = place.config(&format!("{FAST},fault=kill@step:5"), "");
     let config = config.to_string_lossy();
     let args = ["--duration", "1s", "--config", &config, "--", "--max-model-len", "160"];
-    let job = submit(&cluster, &place, &[], &args);
+    let job = submit(&cluster, &place, &[], "0", &args);
     let facts = job.wait();
     assert_eq!(
         (facts["JobState"].as_str(), facts["ExitCode"].as_str()),
@@ -146,12 +152,12 @@ fn a_job_whose_attempts_all_failed_is_started_once_more_in_a_folder_of_its_own()
 fn a_signal_to_the_batch_shell_stops_the_run_in_good_order() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    let config = place.config(FAST, "");
+    let config = place.config(CUT_FIRST, "");
     let config = config.to_string_lossy();
     let args = ["--duration", "10m", "--config", &config, "--", "--max-model-len", "160"];
-    let job = submit(&cluster, &place, &[], &args);
+    let job = submit(&cluster, &place, &[], "1", &args);
     let run = folder(&place, &job, 0);
-    until_under_load(&run);
+    until_under_load(&run, 2);
     cluster.ask("scancel", &["--batch", "--signal=TERM", &job.id]);
     let facts = job.wait();
     assert_eq!(
@@ -169,11 +175,11 @@ fn a_signal_to_the_batch_shell_stops_the_run_in_good_order() {
 fn before_the_time_limit_slurm_itself_has_the_run_stopped_in_good_order() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    let config = place.config(FAST, "");
+    let config = place.config(CUT_FIRST, "");
     let config = config.to_string_lossy();
     let args = ["--duration", "10m", "--config", &config, "--", "--max-model-len", "160"];
     // Slurm counts limits in minutes and may send the signal a minute early; the run needs some seconds to measure.
-    let job = submit(&cluster, &place, &["--time=2", "--signal=B:TERM@50"], &args);
+    let job = submit(&cluster, &place, &["--time=2", "--signal=B:TERM@50"], "1", &args);
     let facts = job.wait();
     assert_eq!(
         (facts["JobState"].as_str(), facts["ExitCode"].as_str()),
@@ -193,9 +199,9 @@ fn a_job_that_is_cancelled_leaves_a_report_and_no_process() {
     let config = place.config(FAST, "");
     let config = config.to_string_lossy();
     let args = ["--duration", "10m", "--config", &config, "--", "--max-model-len", "160"];
-    let job = submit(&cluster, &place, &[], &args);
+    let job = submit(&cluster, &place, &[], "0", &args);
     let run = folder(&place, &job, 0);
-    until_under_load(&run);
+    until_under_load(&run, 1);
     // Everything of the job gets SIGTERM at once: shell, guard, keeper and server.
     cluster.ask("scancel", &[&job.id]);
     let facts = job.wait();
