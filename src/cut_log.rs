@@ -3,7 +3,7 @@
 //! The server appends to the file itself and is never asked: a part that it wrote long ago is made a hole
 //! (`FALLOC_FL_PUNCH_HOLE`). No byte moves, so a writer and whoever follows the file notice nothing, and nothing that is
 //! written meanwhile can be lost, as between the copying and the truncating of a copytruncate. When the server is gone, the
-//! hole is closed up ([`Cut::is_hole`] is false then) and the log is an ordinary file again. In front of what is missing stands
+//! hole is closed up (`Cut::is_hole` is false then) and the log is an ordinary file again. In front of what is missing stands
 //! one line, from which every line behind it has the number that it had when it was written.
 //!
 //! Whoever reads such a log reads it here: `health` watches it, `recovery` quotes it, `supervisor` cuts it.

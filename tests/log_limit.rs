@@ -66,7 +66,7 @@ fn a_flood_takes_no_more_than_it_may_and_the_run_does_not_mind() {
     assert!(done.told().contains("the server's log is too long"), "{}", done.told());
     let (lines, missing) = numbered(&log);
     let of_flood = lines.iter().filter(|(_, line)| line == FLOOD.trim_end()).count() as u64;
-    let written = 4 * (1 << 20) / FLOOD.len() as u64;
+    let written = 4 * ((1 << 20) / FLOOD.len() as u64);
     // A line of the server itself may be among the missing ones.
     assert!((written..written + 20).contains(&(of_flood + missing)), "{of_flood} and {missing} of {written}");
     assert!(

@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const CHUNK: u64 = 4 << 20;
 /// Whoever follows the log knows it again by the bytes just before where he is (`health::follow`).
 const REMEMBERED: u64 = 4096;
+/// No file system has larger blocks.
+const BLOCK: u64 = 64 << 10;
 /// The fastest level: a log has lines that are alike, and a flood does not wait.
 const LEVEL: u8 = 1;
 
@@ -219,7 +221,8 @@ impl Held {
         let name = piece.file_name().unwrap_or_default().to_string_lossy();
         self.file.write_all_at(&cut.note(&name), cut.from)?;
         // The line break before the first line that stays is not part of the hole: no line begins with a million zeros.
-        let hole = before.to.saturating_sub(1).max(cut.from + NOTE as u64);
+        // It begins in the one before: only whole blocks are freed, and where two holes meet lies one.
+        let hole = before.to.saturating_sub(BLOCK).max(cut.from + NOTE as u64);
         os::make_hole(&self.file, hole, cut.to - 1 - hole).map_err(|error| {
             io::Error::new(
                 error.kind(),

@@ -10,6 +10,8 @@ use crate::workload::profiler::listing::{LISTING, LoadSample, listing};
 use crate::workload::profiler::make_room::make_room;
 use crate::workload::profiler::windows::{Collected, Gatherer, PHASE};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use tokio::sync::mpsc::UnboundedSender;
@@ -53,6 +55,8 @@ pub(super) struct Packer {
     lines: Lines,
     thread: Option<JoinHandle<Gatherer>>,
     load: Vec<LoadSample>,
+    /// The benchmark is over: what is left is not for a thread that yields to everybody.
+    hurry: Arc<AtomicBool>,
 }
 
 impl Packer {
@@ -60,6 +64,8 @@ impl Packer {
         let (lines, heard) = channel::<Option<String>>();
         let max = run.plan.disk.as_ref().and_then(|disk| disk.max);
         let (dir, mut gatherer) = (run.dir.clone(), Gatherer::new(traces));
+        let hurry = Arc::new(AtomicBool::new(false));
+        let hurried = Arc::clone(&hurry);
         let thread = std::thread::Builder::new().name("varcas-pack".to_owned()).spawn(move || {
             os::lowest_priority();
             if let Some(max) = max {
@@ -68,12 +74,16 @@ impl Packer {
                 gatherer = gatherer.with_room(Some(left - left / FOR_OTHERS));
             }
             while let Ok(Some(line)) = heard.recv() {
+                // With a limit each window is taken in its turn, so that others can give way to it.
+                if max.is_none() && hurried.load(Ordering::Relaxed) {
+                    break;
+                }
                 gatherer.hear(&line);
             }
             gatherer
         });
         // Without a thread everything is done at the end.
-        Self { traces: traces.to_owned(), lines, thread: thread.ok(), load: Vec::new() }
+        Self { traces: traces.to_owned(), lines, thread: thread.ok(), load: Vec::new(), hurry }
     }
 
     /// Where the lines of the index go.
@@ -91,7 +101,8 @@ impl Packer {
 
     /// Takes the rest, and writes the listing. Blocks.
     pub(super) fn finish(self, run: &str, attempt: u32) -> Collected {
-        let Self { traces, lines, thread, load } = self;
+        let Self { traces, lines, thread, load, hurry } = self;
+        hurry.store(true, Ordering::Relaxed);
         drop(lines.send(None));
         let gatherer = thread.and_then(|thread| thread.join().ok()).unwrap_or_else(|| Gatherer::new(&traces));
         let mut collected = gatherer.finish();
