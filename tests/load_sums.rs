@@ -240,7 +240,7 @@ fn the_steady_part_begins_where_the_open_requests_settle() {
     assert_eq!(of(&[9, 9, 9, 9]).unwrap(), Window { from_s: 0, to_s: 4, growing: false });
     assert_eq!(of(&[9, 9, 9]), None);
     // At most the first half is cut off, and the drain is no part of it.
-    assert_eq!(of(&[0, 9, 0, 9, 0, 9, 5, 5]).unwrap().from_s, 4);
+    assert_eq!(of(&[0, 100, 0, 100, 50, 0, 5, 5, 5, 5]).unwrap().from_s, 5);
     assert_eq!(window(&series(&[8, 8, 8, 8, 8, 3, 0]), 5).unwrap().to_s, 5);
 }
 

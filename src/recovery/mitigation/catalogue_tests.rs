@@ -155,6 +155,7 @@ fn collectives_become_plain_only_where_there_are_several_gpus() {
         assert!(twice(extra).contains(&all_reduce), "{extra:?}: {:?}", twice(extra));
     }
     assert!(!twice(&[]).contains(&all_reduce), "one GPU");
+    assert!(!twice(&["--max-num-seqs", "4"]).contains(&all_reduce), "one GPU");
     assert!(
         !twice(&["-tp", "2", "--disable-custom-all-reduce"]).contains(&all_reduce),
         "it is there already"
@@ -175,6 +176,8 @@ fn each_remaining_cause_has_its_change() {
     assert!(changes("too-many-open-files", "", &raised, &ServerFacts::default(), 1).is_empty());
     let other = of("flashinfer-jit-failure", "", &["--attention-backend", "TRITON_ATTN"], 1);
     assert!(!other.iter().any(|change| change.contains("attention")), "{other:?}");
+    let other = of("flashinfer-jit-failure", "", &["--attention-backend", "FLASHINFER"], 1);
+    assert!(other.contains(&"--attention-backend TRITON_ATTN".to_owned()), "{other:?}");
 }
 
 #[test]
