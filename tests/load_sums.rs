@@ -210,7 +210,9 @@ fn a_load_that_sent_nothing_has_no_rates() {
         assert_eq!(seen[key], Value::Null, "{key}");
     }
     assert_eq!(seen["load"]["achieved_rate"], Value::Null);
-    assert_eq!(seen["by_workload"]["a"]["mean_prompt_tokens"], Value::Null);
+    for key in ["mean_prompt_tokens", "mean_output_tokens"] {
+        assert_eq!(seen["by_workload"]["a"][key], Value::Null, "{key}");
+    }
     assert_eq!(seen["by_workload"]["a"]["mean_planned_input"], 0.0);
     assert!(warnings(&load, &totals, &context()).is_empty());
 }

@@ -176,8 +176,12 @@ fn each_remaining_cause_has_its_change() {
     assert!(changes("too-many-open-files", "", &raised, &ServerFacts::default(), 1).is_empty());
     let other = of("flashinfer-jit-failure", "", &["--attention-backend", "TRITON_ATTN"], 1);
     assert!(!other.iter().any(|change| change.contains("attention")), "{other:?}");
-    let other = of("flashinfer-jit-failure", "", &["--attention-backend", "FLASHINFER"], 1);
-    assert!(other.contains(&"--attention-backend TRITON_ATTN".to_owned()), "{other:?}");
+    let again = |backend: &str| of("segfault", "", &["--enforce-eager", "--attention-backend", backend], 2);
+    assert!(again("FLASHINFER").contains(&"--attention-backend TRITON_ATTN".to_owned()));
+    assert!(
+        !again("TRITON_ATTN").iter().any(|change| change.contains("attention")),
+        "it is in force already"
+    );
 }
 
 #[test]
