@@ -210,7 +210,9 @@ fn a_load_that_sent_nothing_has_no_rates() {
         assert_eq!(seen[key], Value::Null, "{key}");
     }
     assert_eq!(seen["load"]["achieved_rate"], Value::Null);
-    assert_eq!(seen["by_workload"]["a"]["mean_prompt_tokens"], Value::Null);
+    for key in ["mean_prompt_tokens", "mean_output_tokens"] {
+        assert_eq!(seen["by_workload"]["a"][key], Value::Null, "{key}");
+    }
     assert_eq!(seen["by_workload"]["a"]["mean_planned_input"], 0.0);
     assert!(warnings(&load, &totals, &context()).is_empty());
 }
@@ -240,7 +242,7 @@ fn the_steady_part_begins_where_the_open_requests_settle() {
     assert_eq!(of(&[9, 9, 9, 9]).unwrap(), Window { from_s: 0, to_s: 4, growing: false });
     assert_eq!(of(&[9, 9, 9]), None);
     // At most the first half is cut off, and the drain is no part of it.
-    assert_eq!(of(&[0, 9, 0, 9, 0, 9, 5, 5]).unwrap().from_s, 4);
+    assert_eq!(of(&[0, 100, 0, 100, 50, 0, 5, 5, 5, 5]).unwrap().from_s, 5);
     assert_eq!(window(&series(&[8, 8, 8, 8, 8, 3, 0]), 5).unwrap().to_s, 5);
 }
 
