@@ -344,6 +344,6 @@ fn a_keeper_that_is_at_work_is_left_to_finish_and_says_whom_it_ended() {
         })
     });
     assert!(!killed.is_empty(), "somebody else has ended them");
-    assert!(alive(&done.out).is_empty());
+    wait_for("the end of the keeper", || alive(&done.out).is_empty().then_some(()));
     place.assert_no_scratch();
 }

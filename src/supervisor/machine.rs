@@ -17,8 +17,8 @@ use super::steps::{afterwards, ending, enter};
 use super::stop::Stop;
 use crate::config::{OnHang, Patience, Plan};
 use crate::event::{
-    Ending, EventKind, Finding, Gravity, Mitigation, Outcome, Phase, Reading, ServerFacts, Suspicion,
-    SuspicionStep, Timer, Verdict, WindowEvent,
+    EventKind, Finding, Gravity, Mitigation, Outcome, Phase, Reading, ServerFacts, Suspicion, SuspicionStep,
+    Timer, Verdict, WindowEvent,
 };
 use crate::health::assess::Assessor;
 use crate::recovery::verdict::Inquiry;
@@ -26,8 +26,6 @@ use crate::time::{Stamp, human};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// How long the driver may take to write a partial result after it was told to stop.
-const STOP_LOAD_BUDGET: Duration = Duration::from_secs(15);
 /// Beyond the planned duration and drain, when the driver itself must be stuck.
 const LOAD_SLACK: Duration = Duration::from_secs(60);
 /// A window is written before an older one gives way to it.
@@ -39,7 +37,7 @@ const EVIDENCE_OF_CRASH: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone)]
 pub struct Machine {
     pub(super) plan: Plan,
-    state: RunState,
+    pub(super) state: RunState,
     pub(super) attempt: u32,
     pub(super) run_deadline: Option<Duration>,
     pub(super) stop: Option<Stop>,
@@ -503,91 +501,6 @@ impl Machine {
                 state
             }
         }
-    }
-
-    fn on_signal(&mut self, now: Duration, signal: i32, out: &mut Vec<Action>) {
-        if self.stop.is_none() {
-            return self.ask_to_stop(now, Stop::Signal(signal), out);
-        }
-        // The second time: straight to SIGKILL.
-        self.forced = true;
-        let state = std::mem::replace(&mut self.state, RunState::Done);
-        self.state = match state {
-            RunState::Loading { .. } | RunState::WarmUp { .. } => {
-                let ending = self.stopped(state.phase());
-                self.abort(now, ending, false, out)
-            }
-            RunState::Measuring(m) => {
-                let ending = m.stopping.unwrap_or_else(|| self.stopped(Phase::Measuring));
-                self.abort(now, ending, true, out)
-            }
-            RunState::Flushing { ending, .. } | RunState::Stopping { ending, .. } => {
-                self.kill(now, ending, false, out)
-            }
-            RunState::Draining { ending, load_open, step: DrainStep::Saving, .. } => {
-                self.sigkill(now, ending, load_open, out)
-            }
-            other => other,
-        };
-    }
-
-    /// Orderly: first the load, then the windows, then the server.
-    fn ask_to_stop(&mut self, now: Duration, stop: Stop, out: &mut Vec<Action>) {
-        if self.stop.is_some() {
-            return;
-        }
-        self.stop = Some(stop);
-        let state = std::mem::replace(&mut self.state, RunState::Done);
-        let ending = self.stopped(state.phase());
-        self.state = match state {
-            RunState::Preflight => self.close(now, ending, out),
-            RunState::Drawing | RunState::Waiting { .. } => self.finish(&ending, stop.exit().0, out),
-            // Nothing was measured yet, so there is nothing to lose but the windows of the warm-up.
-            RunState::Loading { .. } => {
-                out.push(Action::Conclude(EventKind::AttemptEnding(ending.clone())));
-                self.terminate(now, ending, out)
-            }
-            RunState::WarmUp { .. } => self.flush(now, ending, out),
-            RunState::Measuring(m) if m.stopping.is_none() => {
-                out.push(Action::StopLoad);
-                let until = now.saturating_add(STOP_LOAD_BUDGET);
-                RunState::Measuring(Measuring { until, stopping: Some(ending) })
-            }
-            other => other,
-        };
-    }
-
-    /// Windows, results and evidence have no place any more, so there is nothing to wait for; only the server must go.
-    fn on_storage_lost(&mut self, now: Duration, error: &str, out: &mut Vec<Action>) {
-        self.stop.get_or_insert(Stop::Storage);
-        let state = std::mem::replace(&mut self.state, RunState::Done);
-        let phase = state.phase();
-        let lost =
-            ending(Outcome::Stopped, format!("the run folder was lost during {phase}: {error}"), phase);
-        self.state = match state {
-            RunState::Preflight => self.close(now, lost, out),
-            RunState::Drawing | RunState::Waiting { .. } => self.finish(&lost, Stop::Storage.exit().0, out),
-            RunState::Loading { .. } | RunState::WarmUp { .. } | RunState::Measuring(_) => {
-                self.abort(now, state.ending().unwrap_or(lost), state.load_open(), out)
-            }
-            RunState::Flushing { ending, .. } | RunState::Stopping { ending, .. } => {
-                let what = format!("the run folder was lost: {error}");
-                let mut ending = afterwards(ending, &what);
-                if ending.outcome == Outcome::Success {
-                    ending.outcome = Outcome::Degraded;
-                }
-                self.kill(now, ending, false, out)
-            }
-            RunState::Draining { ending, load_open, step: DrainStep::Saving, .. } => {
-                self.sigkill(now, ending, load_open, out)
-            }
-            other => other,
-        };
-    }
-
-    fn stopped(&self, phase: Phase) -> Ending {
-        let reason = self.stop.map_or_else(|| format!("stopped during {phase}"), |stop| stop.during(phase));
-        ending(Outcome::Stopped, reason, phase)
     }
 }
 
