@@ -1,5 +1,7 @@
 //! Single values that are false in a plain JSON: what shows, and what must not cost a healthy trace an event.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
+
 use crate::common::*;
 use crate::seams::strangers;
 use varcas_guard::recovery::salvage::Status;
