@@ -69,17 +69,13 @@ fn a_flood_takes_no_more_than_it_may_and_the_run_does_not_mind() {
     let written = 4 * ((1 << 20) / FLOOD.len() as u64);
     // A line of the server itself may be among the missing ones.
     assert!((written..written + 20).contains(&(of_flood + missing)), "{of_flood} and {missing} of {written}");
-    assert!(
-        lines[0].1.contains("vLLM") || lines[..20].iter().any(|(_, line)| line.contains("vLLM")),
-        "{:?}",
-        lines[0]
-    );
+    assert!(lines[..200].iter().any(|(_, line)| line.contains("startup complete")), "{:?}", &lines[..200]);
 }
 
 #[test]
 fn a_crash_behind_a_flood_is_found_at_the_line_where_it_stands() {
     let place = Place::new();
-    let config = place.config(&format!("{FAST},fault=api.flood(4)@request:6,fault=crash(oom)@step:60"), "");
+    let config = place.config(&format!("{FAST},fault=flood(4)@loading,fault=crash(oom)@step:60"), "");
     let done = place.run("run", &config, &["--max-log", "1MB"]).wait();
     let verdict = done.events().into_iter().map(|event| event.kind).find_map(|kind| match kind {
         EventKind::Judged { verdict } => Some(verdict),
