@@ -19,7 +19,7 @@ if [ ${#files[@]} = 0 ]; then
 fi
 cargo build --quiet --locked --manifest-path mutants/Cargo.toml
 tool=$(realpath "${CARGO_TARGET_DIR:-mutants/target}/debug/varcas-guard-mutants")
-tests=(machine load_schedule load_mixes load_stream load_result load_compose load_edges diagnose_messages diagnose_cases failures
+tests=(machine load_schedule load_mixes load_stream load_result load_sums load_compose load_edges diagnose_messages diagnose_cases failures
   trace_profile health_log_cases)
 build() {
   (cd "$scratch" && CARGO_TARGET_DIR=target CARGO_PROFILE_TEST_OPT_LEVEL=1 CARGO_PROFILE_TEST_DEBUG=0 RUSTFLAGS=-Awarnings cargo test --locked --no-run \
