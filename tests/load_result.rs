@@ -236,6 +236,9 @@ fn every_key_that_scripts_read_is_there() {
     assert_eq!(result["by_workload"]["chat"]["itl_ms"]["p50"], 90.0);
     assert!((result["median_ttft_ms"].as_f64().unwrap() - 42.0).abs() < 1e-6);
     assert!((result["median_e2el_ms"].as_f64().unwrap() - 132.0).abs() < 1e-6);
+    let steady = &result["steady_state"];
+    let whole = 10 * (steady["to_s"].as_u64().unwrap() - steady["from_s"].as_u64().unwrap());
+    assert_eq!((&steady["to_s"], &steady["completed"]), (&9.into(), &whole.into()));
     let seconds = result["timeseries"].as_array().unwrap();
     let sent: u64 = seconds.iter().map(|s| s["sent"].as_u64().unwrap()).sum();
     assert_eq!((seconds.len(), sent), (11, 100));

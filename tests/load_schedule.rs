@@ -273,3 +273,13 @@ fn two_requests_share_no_prefix_beyond_their_template_and_another_seed_changes_t
     heads.dedup();
     assert_eq!(heads.len(), 1000);
 }
+
+#[test]
+fn a_turn_that_would_begin_when_the_load_ends_is_not_sent() {
+    let mix = "name = \"m\"\n[[workload]]\nname = \"w\"\noutput = { dist = \"fixed\", tokens = 5 }\nturns = { count = 2, think = 0.5 }\n";
+    let mix = Mix::from_toml(mix).unwrap();
+    let schedule =
+        Schedule::draw(mix, Arrivals::Constant { rate: 2.0 }, Duration::from_secs(10), 4096, 1).unwrap();
+    // Nineteen conversations, the last of which begins half a second before the end.
+    assert_eq!(schedule.requests.len(), 19 + 18);
+}

@@ -83,7 +83,14 @@ fn the_same_failure_three_times_stops_early_and_different_ones_do_not() {
 #[test]
 fn the_retries_are_a_budget() {
     let plan = Plan { retries: 0, ..Plan::default() };
-    assert_eq!(exit(&after(&plan, &[verdict("segfault", "x")])), Some(ExitCode::AttemptsFailed));
+    let words = |plan: &Plan, verdicts: &[Verdict]| match after(plan, verdicts) {
+        Decision::Stop { exit: ExitCode::AttemptsFailed, why } => why,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(words(&plan, &[verdict("segfault", "x")]), "the only attempt failed");
+    let plan = Plan { retries: 1, ..plan };
+    let two = [verdict("segfault", "x"), verdict("segfault", "y")];
+    assert_eq!(words(&plan, &two), "all 2 attempts failed");
 }
 
 #[test]

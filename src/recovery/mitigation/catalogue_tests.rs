@@ -155,6 +155,7 @@ fn collectives_become_plain_only_where_there_are_several_gpus() {
         assert!(twice(extra).contains(&all_reduce), "{extra:?}: {:?}", twice(extra));
     }
     assert!(!twice(&[]).contains(&all_reduce), "one GPU");
+    assert!(!twice(&["--max-num-seqs", "4"]).contains(&all_reduce), "one GPU");
     assert!(
         !twice(&["-tp", "2", "--disable-custom-all-reduce"]).contains(&all_reduce),
         "it is there already"
@@ -175,6 +176,12 @@ fn each_remaining_cause_has_its_change() {
     assert!(changes("too-many-open-files", "", &raised, &ServerFacts::default(), 1).is_empty());
     let other = of("flashinfer-jit-failure", "", &["--attention-backend", "TRITON_ATTN"], 1);
     assert!(!other.iter().any(|change| change.contains("attention")), "{other:?}");
+    let again = |backend: &str| of("segfault", "", &["--enforce-eager", "--attention-backend", backend], 2);
+    assert!(again("FLASHINFER").contains(&"--attention-backend TRITON_ATTN".to_owned()));
+    assert!(
+        !again("TRITON_ATTN").iter().any(|change| change.contains("attention")),
+        "it is in force already"
+    );
 }
 
 #[test]

@@ -49,6 +49,8 @@ fn a_line_that_repeats_another_gives_way_to_the_one_that_raised_it() {
     assert_eq!(cause(&[passed.clone(), code.clone(), raised]), "model-not-found");
     assert_eq!(cause(&[passed]), "cuda-oom", "where nobody else says it, it counts");
     assert_eq!(cause(&[code]), "kv-cache-too-small");
+    let bare = fatal("kv-cache-too-small", 3, "    raise NotEnoughMemory(message)");
+    assert_eq!(cause(&[bare, fatal("model-not-found", 4, "OSError: no such model")]), "model-not-found");
     // A message that quotes the word raise is no code.
     let quoted = fatal("kv-cache-too-small", 3, "ValueError: raise 'gpu_memory_utilization'");
     assert_eq!(cause(&[quoted, fatal("model-not-found", 4, "x")]), "kv-cache-too-small");

@@ -226,3 +226,19 @@ fn a_thread_that_is_named_by_an_odd_number_stays_its_ranks_own() {
         events(&document).iter().filter(|e| e["name"] == "a").filter_map(|e| e["tid"].as_str()).collect();
     assert_eq!(seen, ["rank 0: 1.5", "rank 1: 1.5"]);
 }
+
+#[test]
+fn a_link_that_is_too_large_for_its_ranks_share_of_numbers_becomes_a_text() {
+    let list = |correlation: i64| {
+        json!([{"ph": "X", "cat": "kernel", "name": "k", "pid": 0, "tid": 7, "ts": 1, "dur": 1,
+            "args": {"correlation": correlation}}])
+    };
+    let seen = |correlation: i64| -> Vec<Value> {
+        let document = merged(&[trace(None, &list(correlation)), trace(None, &list(correlation))]).unwrap();
+        let kernels = events(&document).iter().filter(|e| e["name"] == "k");
+        kernels.map(|e| e["args"]["correlation"].clone()).collect()
+    };
+    assert_eq!(seen(IDS - 1), [json!(IDS - 1), json!(2 * IDS - 1)]);
+    assert_eq!(seen(IDS), [json!(format!("rank 0: {IDS}")), json!(format!("rank 1: {IDS}"))]);
+    assert_eq!(seen(0), [json!(0), json!(0)], "none is none in every rank");
+}

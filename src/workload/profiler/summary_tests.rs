@@ -205,3 +205,10 @@ fn a_note_is_told_once_and_no_more_than_a_handful() {
     let many: Vec<String> = (0..100).map(|number| number.to_string()).collect();
     assert_eq!(list(&many).len(), MAX_NOTES);
 }
+
+#[test]
+fn a_rank_without_gpu_work_takes_no_share_from_the_others() {
+    let list = vec![(Some((0, 7)), window(50, 50)), (Some((1, 7)), window(0, 0))];
+    let summary = of(list, Facts::default());
+    assert_eq!((summary.windows, summary.kernels[0].share.mean), (1, 0.5));
+}

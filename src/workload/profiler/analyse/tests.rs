@@ -279,3 +279,9 @@ mod any {
         }
     }
 }
+
+#[test]
+fn a_window_that_lasted_no_time_has_no_busy_share() {
+    let of = |span| WindowProfile { span_ns: Some(span), ..analyse(&two_steps()) }.busy_share();
+    assert!(of(0).is_none() && of(1_000_000).is_some_and(|share| share > 0.0));
+}
