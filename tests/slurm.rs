@@ -1,4 +1,5 @@
 //! The batch script in a real Slurm: who gets the signal, which exit code brings a job back, and what is left of it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up its stage must fail")]
 
 mod e2e_support;
 mod slurm_support;
