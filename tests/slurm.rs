@@ -1,5 +1,4 @@
 //! The batch script in a real Slurm: who gets the signal, which exit code brings a job back, and what is left of it.
-#![expect(clippy::unwrap_used, reason = "a test that cannot set up its stage must fail")]
 
 #![expect(clippy::unwrap_used, reason = "a test may panic, also in a helper of tests")]
 
