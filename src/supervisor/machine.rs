@@ -231,8 +231,7 @@ impl Machine {
         let earlier = limits.max_log.map_or(0, |_| self.earlier);
         let taken =
             traces.value().unwrap_or(&0).saturating_add(*logs.value().unwrap_or(&0)).saturating_add(earlier);
-        let since = self.too_large.filter(|_| limits.max.is_some_and(|max| taken > max));
-        self.too_large = limits.max.filter(|max| taken > *max).map(|_| since.unwrap_or(now));
+        self.too_large = limits.max.filter(|max| taken > *max).map(|_| self.too_large.unwrap_or(now));
         let was_given_way = self.too_large.is_some_and(|since| now.saturating_sub(since) >= WINDOWS_GIVE_WAY);
         match free.value() {
             Some(free) if *free < limits.min_free => self.ask_to_stop(now, Stop::LowSpace(*free), out),
