@@ -7,6 +7,7 @@ mod slurm_support;
 
 use e2e_support::{FAST, Place, alive, events, wait_for};
 use slurm_support::{Cluster, Job};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use varcas_guard::event::{EventKind, Outcome, Phase};
 
@@ -21,6 +22,29 @@ fn submit<'a>(cluster: &'a Cluster, place: &Place, options: &[&str], retries: &s
     let answer = place.ask(&[&fixed[..], &["--retries", retries, "--port", &port], run].concat());
     assert_eq!(answer.code, Some(0), "{answer:?}");
     cluster.submit(place, options, "varcas-guard.sbatch")
+}
+
+/// The same with a simulated server that has these settings, and load for `duration`.
+fn submit_simulated<'a>(
+    cluster: &'a Cluster,
+    place: &Place,
+    options: &[&str],
+    retries: &str,
+    duration: &str,
+    knobs: &str,
+) -> Job<'a> {
+    let config = place.config(knobs, "");
+    let config = config.to_string_lossy();
+    let args = ["--duration", duration, "--config", &config, "--", "--max-model-len", "160"];
+    submit(cluster, place, options, retries, &args)
+}
+
+/// What Slurm says of a job that must end so.
+fn ended(place: &Place, job: &Job<'_>, state: &str, exit: &str) -> BTreeMap<String, String> {
+    let facts = job.wait();
+    let seen = (facts["JobState"].as_str(), facts["ExitCode"].as_str());
+    assert_eq!(seen, (state, exit), "{}", log(place, job));
+    facts
 }
 
 fn folder(place: &Place, job: &Job<'_>, start: u32) -> PathBuf {
@@ -86,17 +110,8 @@ fn assert_stopped_in_good_order(run: &std::path::Path) {
 fn a_job_that_ends_well_is_completed_and_leaves_its_report() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    let config = place.config(FAST, "");
-    let config = config.to_string_lossy();
-    let args = ["--duration", "1s", "--config", &config, "--", "--max-model-len", "160"];
-    let job = submit(&cluster, &place, &[], "0", &args);
-    let facts = job.wait();
-    assert_eq!(
-        (facts["JobState"].as_str(), facts["ExitCode"].as_str()),
-        ("COMPLETED", "0:0"),
-        "{}",
-        log(&place, &job)
-    );
+    let job = submit_simulated(&cluster, &place, &[], "0", "1s", FAST);
+    ended(&place, &job, "COMPLETED", "0:0");
     let run = folder(&place, &job, 0);
     assert_eq!(report(&run)["exit_code"], 0);
     assert!(run.join("report.html").exists() && run.join("benchmark.json").exists());
@@ -110,13 +125,7 @@ fn a_hopeless_job_fails_with_93_and_is_not_started_again() {
     let config = place.config(&format!("{FAST},fault=crash(not-found)@loading"), "");
     let config = config.to_string_lossy();
     let job = submit(&cluster, &place, &[], "0", &["--duration", "1s", "--config", &config]);
-    let facts = job.wait();
-    assert_eq!(
-        (facts["JobState"].as_str(), facts["ExitCode"].as_str()),
-        ("FAILED", "93:0"),
-        "{}",
-        log(&place, &job)
-    );
+    let facts = ended(&place, &job, "FAILED", "93:0");
     assert_eq!(facts["Restarts"], "0");
     assert!(!folder(&place, &job, 1).exists());
     assert_nothing_left(&place, &folder(&place, &job, 0));
@@ -126,17 +135,8 @@ fn a_hopeless_job_fails_with_93_and_is_not_started_again() {
 fn a_job_whose_attempts_all_failed_is_started_once_more_in_a_folder_of_its_own() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    let config = place.config(&format!("{FAST},fault=kill@step:5"), "");
-    let config = config.to_string_lossy();
-    let args = ["--duration", "1s", "--config", &config, "--", "--max-model-len", "160"];
-    let job = submit(&cluster, &place, &[], "0", &args);
-    let facts = job.wait();
-    assert_eq!(
-        (facts["JobState"].as_str(), facts["ExitCode"].as_str()),
-        ("FAILED", "75:0"),
-        "{}",
-        log(&place, &job)
-    );
+    let job = submit_simulated(&cluster, &place, &[], "0", "1s", &format!("{FAST},fault=kill@step:5"));
+    let facts = ended(&place, &job, "FAILED", "75:0");
     assert_eq!(facts["Restarts"], "1");
     for start in [0, 1] {
         let run = folder(&place, &job, start);
@@ -152,20 +152,11 @@ fn a_job_whose_attempts_all_failed_is_started_once_more_in_a_folder_of_its_own()
 fn a_signal_to_the_batch_shell_stops_the_run_in_good_order() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    let config = place.config(CUT_FIRST, "");
-    let config = config.to_string_lossy();
-    let args = ["--duration", "10m", "--config", &config, "--", "--max-model-len", "160"];
-    let job = submit(&cluster, &place, &[], "1", &args);
+    let job = submit_simulated(&cluster, &place, &[], "1", "10m", CUT_FIRST);
     let run = folder(&place, &job, 0);
     until_under_load(&run, 2);
     cluster.ask("scancel", &["--batch", "--signal=TERM", &job.id]);
-    let facts = job.wait();
-    assert_eq!(
-        (facts["JobState"].as_str(), facts["ExitCode"].as_str()),
-        ("FAILED", "143:0"),
-        "{}",
-        log(&place, &job)
-    );
+    let facts = ended(&place, &job, "FAILED", "143:0");
     assert_eq!(facts["Restarts"], "0");
     assert_stopped_in_good_order(&run);
     assert_nothing_left(&place, &run);
@@ -175,18 +166,9 @@ fn a_signal_to_the_batch_shell_stops_the_run_in_good_order() {
 fn before_the_time_limit_slurm_itself_has_the_run_stopped_in_good_order() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    let config = place.config(CUT_FIRST, "");
-    let config = config.to_string_lossy();
-    let args = ["--duration", "10m", "--config", &config, "--", "--max-model-len", "160"];
     // Slurm counts limits in minutes and may send the signal a minute early; the run needs some seconds to measure.
-    let job = submit(&cluster, &place, &["--time=2", "--signal=B:TERM@50"], "1", &args);
-    let facts = job.wait();
-    assert_eq!(
-        (facts["JobState"].as_str(), facts["ExitCode"].as_str()),
-        ("FAILED", "143:0"),
-        "{}",
-        log(&place, &job)
-    );
+    let job = submit_simulated(&cluster, &place, &["--time=2", "--signal=B:TERM@50"], "1", "10m", CUT_FIRST);
+    ended(&place, &job, "FAILED", "143:0");
     let run = folder(&place, &job, 0);
     assert_stopped_in_good_order(&run);
     assert_nothing_left(&place, &run);
@@ -196,10 +178,7 @@ fn before_the_time_limit_slurm_itself_has_the_run_stopped_in_good_order() {
 fn a_job_that_is_cancelled_leaves_a_report_and_no_process() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    let config = place.config(FAST, "");
-    let config = config.to_string_lossy();
-    let args = ["--duration", "10m", "--config", &config, "--", "--max-model-len", "160"];
-    let job = submit(&cluster, &place, &[], "0", &args);
+    let job = submit_simulated(&cluster, &place, &[], "0", "10m", FAST);
     let run = folder(&place, &job, 0);
     until_under_load(&run, 1);
     // Everything of the job gets SIGTERM at once: shell, guard, keeper and server.
