@@ -73,7 +73,7 @@ impl Signs {
             cpu: processes.iter().map(|process| process.cpu_s).sum(),
             stopped: in_state(&['T', 't']),
             asleep: in_state(&['D']),
-            runnable: processes.iter().any(|process| process.state == 'R'),
+            runnable: processes.iter().any(|process| process.state == 'R' && !answers_us(process, processes)),
         });
         while self.looks.front().is_some_and(|look| now.saturating_sub(look.at) > WINDOW) {
             self.looks.pop_front();
@@ -217,6 +217,13 @@ fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     (count > 0).then(|| sum / f64::from(count))
 }
 
+/// The first process of several is the API server: our own questions, which come as often as our looks, keep it awake.
+fn answers_us(process: &ProcSample, all: &[ProcSample]) -> bool {
+    let is_child = all.iter().any(|other| other.proc.pid == process.ppid);
+    let has_children = all.iter().any(|other| other.ppid == process.proc.pid);
+    has_children && !is_child
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,6 +278,22 @@ mod tests {
         // A process that ended takes its seconds along.
         let fell = looks("SSS", |second| if second == 1 { 1.0 } else { 100.0 });
         assert_eq!(fell.cpu_rate(), 49.5);
+    }
+
+    #[test]
+    fn an_api_server_that_answers_our_questions_is_no_busy_host() {
+        let child = |state| ProcSample { proc: ProcId { pid: 8, start: 1 }, ppid: 7, ..process(state, 0.0) };
+        for (parent, engine, kind) in [
+            ('R', 'S', HangKind::GpuIdleHostIdle),
+            ('S', 'R', HangKind::HostBusy),
+            ('R', 'R', HangKind::HostBusy),
+        ] {
+            let mut signs = Signs::default();
+            for second in 0..4 {
+                signs.processes(Duration::from_secs(second), &[process(parent, 0.0), child(engine)]);
+            }
+            assert_eq!(signs.name().kind, kind, "{parent} {engine}");
+        }
     }
 
     #[test]

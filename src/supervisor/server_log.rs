@@ -9,8 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc::UnboundedSender, watch};
 
-/// How long the end of the log may take to be read.
+/// A disk that yields nothing for so long is not waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the end of the log may take to be read in all: what is not read cannot be judged.
+const LONGEST: Duration = Duration::from_secs(20);
 
 /// Both end when this is dropped.
 pub(super) struct ServerLog {
@@ -44,12 +47,24 @@ impl ServerLog {
     pub(super) async fn finish(self) {
         let Self { watch, limit } = self;
         if let Some(watch) = &watch {
-            drop(tokio::time::timeout(PATIENCE, watch.drain()).await);
+            drop(tokio::time::timeout(LONGEST, read_to_its_end(watch)).await);
         }
         if let Some(limit) = limit {
             // A disk that does not answer must not hold up the end.
             let over = tokio::task::spawn_blocking(move || limit.finish());
             drop(tokio::time::timeout(PATIENCE, over).await);
+        }
+    }
+}
+
+/// Returns when everything is read, or when nothing more comes.
+async fn read_to_its_end(watch: &LogWatch) {
+    let read = watch.drain();
+    tokio::pin!(read);
+    loop {
+        let before = watch.bytes();
+        if tokio::time::timeout(PATIENCE, &mut read).await.is_ok() || watch.bytes() == before {
+            return;
         }
     }
 }
