@@ -9,7 +9,7 @@ use super::packer::{self, Packer};
 use super::preflight;
 use super::returned::{SharedGpu, clean_up, gpu_left, port_left, used};
 use super::run_id::RunId;
-use super::server_log::ServerLog;
+use super::server_log::{ServerLog, last_words};
 use super::state::Action;
 use super::window_watch::follow_windows;
 use super::{os, port, reap};
@@ -482,8 +482,10 @@ impl Performer {
             redactor: Arc::clone(&self.run.redactor),
             within,
         };
+        let (log, dying) = (request.log.clone(), request.processes.clone());
         tokio::spawn(async move {
             let items = evidence::save(request).await;
+            last_words(&log, &dying).await;
             drop(facts.send(EventKind::EvidenceSaved { items }));
         });
     }

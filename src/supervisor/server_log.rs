@@ -3,8 +3,10 @@
 use super::layout::AttemptDir;
 use super::log_limit::LogLimit;
 use super::performer::Run;
-use crate::event::{EventKind, Phase};
+use super::proc;
+use crate::event::{EventKind, Phase, ProcId};
 use crate::health::log_watch::LogWatch;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc::UnboundedSender, watch};
@@ -14,6 +16,30 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the end of the log may take to be read in all: what is not read cannot be judged.
 const LONGEST: Duration = Duration::from_secs(20);
+
+/// Who dies writes a traceback in one go; a log that is quiet for so long has its last words.
+const QUIET: Duration = Duration::from_millis(250);
+
+/// They are not waited for longer: a log may be flooded.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Waits until these processes have said what they die of: the line that shows that something is wrong often comes before
+/// the one that says what, and whoever is killed between the two says nothing more.
+pub(super) async fn last_words(log: &Path, of: &[(ProcId, String)]) {
+    let length = || std::fs::metadata(log).map(|meta| meta.len()).ok();
+    let quiet = async {
+        let mut before = length();
+        while of.iter().any(|(id, _)| proc::is_alive(*id)) {
+            tokio::time::sleep(QUIET).await;
+            let now = length();
+            if now == before {
+                return;
+            }
+            before = now;
+        }
+    };
+    drop(tokio::time::timeout(LAST_WORDS, quiet).await);
+}
 
 /// Both end when this is dropped.
 pub(super) struct ServerLog {

@@ -112,7 +112,10 @@ pub(super) fn differences(expect: &Expect, seen: &Seen) -> Vec<String> {
     compare(&mut wrong, "attempts", expect.attempts.as_ref(), &seen.attempts);
     if let Some(expected) = &expect.causes {
         let same = expected.len() == seen.causes.len()
-            && expected.iter().zip(&seen.causes).all(|(expected, seen)| expected == ANY || expected == seen);
+            && expected
+                .iter()
+                .zip(&seen.causes)
+                .all(|(expected, seen)| expected == ANY || expected.split('|').any(|one| one == seen));
         if !same {
             wrong.push(format!("causes: expected {expected:?}, saw {:?}", seen.causes));
         }
@@ -215,6 +218,11 @@ mod tests {
 
     #[test]
     fn any_cause_will_do_where_none_is_named() {
+        for (expected, same) in [(ANY, true), ("segfault|cuda-oom", true), ("segfault|host-oom", false)] {
+            let expect =
+                Expect { exit: Some(0), causes: Some(vec![expected.to_owned()]), ..Expect::default() };
+            assert_eq!(differences(&expect, &seen_of(0, &["cuda-oom"])).is_empty(), same, "{expected}");
+        }
         let causes = Some(vec![ANY.to_owned()]);
         let expect = Expect { exit: Some(0), causes, ..Expect::default() };
         assert_eq!(differences(&expect, &seen_of(0, &["whatever"])), Vec::<String>::new());
