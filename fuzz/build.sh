@@ -12,5 +12,5 @@ mkdir -p "$out"
 for name in $(cd fuzz_targets && ls *.rs); do
   strip -o "$out/${name%.rs}" "${CARGO_TARGET_DIR:-target}/$target/release/${name%.rs}"
 done
-cp -r corpus dict "$out/"
+cp -r corpus dict found.tar.xz "$out/"
 cp campaign.sh "$out/campaign.sh"

@@ -20,6 +20,8 @@ for target in "${targets[@]}"; do
   mkdir -p "$out/corpus/$target"
   cp -rn "$bin/corpus/$target/." "$out/corpus/$target/" 2>/dev/null || true
 done
+# What earlier campaigns found.
+[ -f "$bin/found.tar.xz" ] && tar -C "$out" -xJf "$bin/found.tar.xz"
 [ -f "$out/corpus.tar.gz" ] && tar -C "$out" -xzf "$out/corpus.tar.gz"
 declare -A length=([scan]=768 [repair]=512 [flip]=512 [log]=512 [metrics]=1024 [sse]=512 [http]=512 [proc]=512 [windows]=1024
   [journal]=1024 [config]=512 [trace]=768 [mix]=768 [wire]=512)
