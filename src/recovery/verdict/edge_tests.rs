@@ -381,15 +381,6 @@ fn a_flush_is_over_for_its_own_window_alone() {
 
 #[test]
 fn a_standstill_shows_the_line_that_names_it_and_else_what_was_seen() {
-    let stood = |kind| {
-        EventKind::Suspicion(Suspicion {
-            step: SuspicionStep::Act,
-            kind,
-            still: Duration::from_secs(70),
-            patience: Duration::from_secs(60),
-            reasons: vec!["x".to_owned()],
-        })
-    };
     let line = finding("profiler-stopping", "profiler-flush-stall", Gravity::Suspect, 7, "Stopping profiler");
     let shown = verdict(&[line, stood(HangKind::ProfilerFlush)], Outcome::Hang).decisive.unwrap();
     assert_eq!(shown.line, Some(7));

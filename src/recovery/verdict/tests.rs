@@ -272,17 +272,19 @@ fn a_line_that_only_makes_suspicious_explains_no_failure_it_has_nothing_to_do_wi
     assert_eq!(verdict_in(Phase::Loading, &events, &slow).cause, "python-dependency-error");
 }
 
+/// A standstill of this kind that is acted upon.
+fn stood(kind: HangKind) -> EventKind {
+    EventKind::Suspicion(Suspicion {
+        step: SuspicionStep::Act,
+        kind,
+        still: Duration::from_secs(70),
+        patience: Duration::from_secs(60),
+        reasons: vec!["x".to_owned()],
+    })
+}
+
 #[test]
 fn an_undetermined_standstill_is_only_likely_and_a_named_one_is_certain() {
-    let stood = |kind| {
-        EventKind::Suspicion(Suspicion {
-            step: SuspicionStep::Act,
-            kind,
-            still: Duration::from_secs(70),
-            patience: Duration::from_secs(60),
-            reasons: vec!["x".to_owned()],
-        })
-    };
     assert_eq!(verdict(&[stood(HangKind::Undetermined)], Outcome::Hang).confidence, Confidence::Likely);
     assert_eq!(verdict(&[stood(HangKind::Stopped)], Outcome::Hang).confidence, Confidence::Certain);
     assert_eq!(verdict(&[], Outcome::Hang).confidence, Confidence::Likely);
