@@ -13,8 +13,8 @@ use std::process::{Command, ExitCode as ProcessExit, Stdio};
 /// Flags of `report`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The run folder
-    run: PathBuf,
+    /// The run folder [default: the newest run in output]
+    run: Option<PathBuf>,
     /// What to print: md (report.md), html, json, or text (a summary for a terminal) [default: md]
     #[arg(long, value_name = "FORMAT", value_enum)]
     format: Option<Format>,
@@ -56,7 +56,7 @@ impl Told {
 
 /// Runs it.
 pub fn run(args: &Args) -> Result<ProcessExit, Failure> {
-    let dir = RunDir::new(&args.run);
+    let dir = args.run.as_ref().map_or_else(|| super::runs::find(None), |run| Ok(RunDir::new(run)))?;
     let told = of_run(&dir)?;
     if args.write || args.open {
         write(&dir, &told)?;
