@@ -19,6 +19,7 @@ import torch
 import torch._inductor.config
 import varcas_recorder
 import varcas_rhythm
+import varcas_system
 from varcas_recorder import Recorder
 from varcas_rhythm import Alone, Together
 
@@ -124,6 +125,22 @@ def a_window_holds_exactly_its_steps_and_their_sampling():
     operators = [event["name"] for event in document["traceEvents"] if event.get("cat") == "cpu_op"]
     assert operators.count("aten::mm") == 10 and operators.count("aten::relu") == 10
     assert (document["varcas_run"], document["varcas_window"], document["varcas_first_step"]) == ("run-7", "1", "10")
+
+
+def cupti_goes_at_rest_where_it_can_come_back():
+    for cuda, chosen, detaches in (("13.0", {}, True), ("12.6", {}, True), ("12.4", {}, False), (None, {}, False), ("13.0", {"TEARDOWN_CUPTI": "0"}, False)):
+        environment = dict(chosen)
+        assert varcas_system.detached_at_rest(cuda, environment) == detaches, (cuda, chosen)
+        assert environment == (chosen or ({"TEARDOWN_CUPTI": "1"} if detaches else {})), (cuda, environment)
+
+
+def where_cupti_goes_a_step_lies_between_windows():
+    rec = recorder(VARCAS_WINDOW_STEPS=5, VARCAS_REST_SECONDS=0)
+    rec.detaches = True
+    for _ in range(20):
+        step(rec)
+    # The first profile, which none asked for, counts as a window.
+    assert [(line["first_step"], line["last_step"]) for line in lines("closed")] == [(1, 6), (7, 12), (13, 18)], lines()
 
 
 def a_pipeline_stage_without_sampling_counts_its_steps():
@@ -558,6 +575,8 @@ def a_worker_that_comes_too_late_leaves_the_window_out():
 
 PROMISES = [
     a_window_holds_exactly_its_steps_and_their_sampling,
+    cupti_goes_at_rest_where_it_can_come_back,
+    where_cupti_goes_a_step_lies_between_windows,
     a_pipeline_stage_without_sampling_counts_its_steps,
     a_window_closes_on_time,
     a_budget_is_kept_and_each_choice_is_told,

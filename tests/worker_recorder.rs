@@ -83,6 +83,8 @@ macro_rules! promises {
 
 promises!(
     a_window_holds_exactly_its_steps_and_their_sampling,
+    cupti_goes_at_rest_where_it_can_come_back,
+    where_cupti_goes_a_step_lies_between_windows,
     a_pipeline_stage_without_sampling_counts_its_steps,
     a_window_closes_on_time,
     a_budget_is_kept_and_each_choice_is_told,

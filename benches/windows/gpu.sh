@@ -32,6 +32,26 @@ if [ "$part" = 1 ]; then
     pairs "cross$budget" cross ${quick:-20} ${SECONDS_ON:-9} "http://127.0.0.1:$((8100 + budget))=$WORK/a$budget" "http://127.0.0.1:$((8200 + budget))=$WORK/b$budget" &
   done
   comparisons
+elif [ "$part" = 4 ]; then
+  # The same as 1 at 5 %, as 3 with CUDA graphs, and the memory over many windows.
+  start a5 8105 $W VARCAS_PROFILE_BUDGET=0.05
+  start b5 8205 $W VARCAS_PROFILE_BUDGET=0.05
+  start soak 8109 $W VARCAS_PROFILE_BUDGET=0.20 VARCAS_WINDOW_STEPS=${SOAK_STEPS:-6}
+  ready 8105 8205 8109 || { save "$out"; exit 1; }
+  pairs soak soak http://127.0.0.1:8109 "$WORK/soak" ${SOAK:-400} measuring &
+  graphs=(-- --no-enforce-eager --compilation-config '{"mode":0,"cudagraph_mode":"FULL_DECODE_ONLY","cudagraph_capture_sizes":[1,2,4,8,16,24,32]}')
+  start never 8100 late.Worker "${graphs[@]}"
+  start after 8101 late.Worker VARCAS_PROFILE_BUDGET=0.20 TEARDOWN_CUPTI=0 "${graphs[@]}"
+  start teardown 8102 late.Worker VARCAS_PROFILE_BUDGET=0.20 "${graphs[@]}"
+  if ready 8100 8101 8102; then
+    pairs rest rest ${quick:-12} ${SECONDS_ON:-8} "http://127.0.0.1:8100=$WORK/never" "http://127.0.0.1:8101=$WORK/after" "http://127.0.0.1:8102=$WORK/teardown" &
+    pairs cross5 cross ${quick:-12} ${SECONDS_ON:-8} "http://127.0.0.1:8105=$WORK/a5" "http://127.0.0.1:8205=$WORK/b5" &
+  fi
+  comparisons
+  # Each window has what the GPU did.
+  for window in "$WORK"/{a5,b5,soak,after,teardown}/window-*.json; do
+    echo "$(basename "$(dirname "$window")") $(grep -c '"cat": "kernel"' "$window")"
+  done | sort | uniq -c > "$out/kernels.txt"
 elif [ "$part" = 2 ]; then
   start full 8101 $W VARCAS_REST_SECONDS=0 VARCAS_WINDOW_STEPS=10
   start forked 8103 forked.Worker VARCAS_REST_SECONDS=0
@@ -49,8 +69,8 @@ else
     start "${name%:*}" "${name#*:}" $W VARCAS_PROFILE_BUDGET=0.20 VARCAS_WINDOW_STEPS=${SOAK_STEPS:-6}
   done
   start never 8100 late.Worker
-  start after 8105 late.Worker VARCAS_PROFILE_BUDGET=0.20
-  start teardown 8106 late.Worker VARCAS_PROFILE_BUDGET=0.20 TEARDOWN_CUPTI=1
+  start after 8105 late.Worker VARCAS_PROFILE_BUDGET=0.20 TEARDOWN_CUPTI=0
+  start teardown 8106 late.Worker VARCAS_PROFILE_BUDGET=0.20
   ready 8109 8110 8100 8105 8106 || { save "$out"; exit 1; }
   pairs soak soak http://127.0.0.1:8109 "$WORK/soak" ${SOAK:-400} measuring &
   pairs without soak http://127.0.0.1:8110 "$WORK/without" ${SOAK:-400} loading &

@@ -20,7 +20,7 @@ import time
 import torch
 
 from varcas_budget import Budget, Coverage, Pace, composition
-from varcas_system import Hold, complete_size, give_back, headroom, resident, say
+from varcas_system import Hold, complete_size, detached_at_rest, give_back, headroom, resident, say
 
 # After so many lost windows in a row the cause is not a passing one.
 MAX_FAILURES = 3
@@ -67,6 +67,8 @@ class Recorder:
         self.pace = Pace()
         self.coverage = Coverage()
         self.activities = []
+        # CUPTI goes after each window; it leaves within the next step, so the one behind a window opens none.
+        self.detaches = False
         self.steps = 0
         # The last step: what it held, when it began, how long the thread was in it, whether it was recorded.
         self.step = None
@@ -124,7 +126,9 @@ class Recorder:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
         names = [str(activity).rsplit(".", 1)[-1] for activity in self.activities]
-        self._line("hello", torch=str(torch.__version__), activities=names)
+        full = self.budget.share is None and self.times is None and self.rest_seconds == 0
+        self.detaches = "CUDA" in names and not full and detached_at_rest(torch.version.cuda, os.environ)
+        self._line("hello", torch=str(torch.__version__), activities=names, detaches=self.detaches)
         if reason is not None:
             self._disable(reason)
         if threading.current_thread() is threading.main_thread():
@@ -166,6 +170,7 @@ class Recorder:
                 profile.start()
                 profile.stop()
                 _release(profile)
+            self.step_recorded = True
         except Exception as error:
             self._disable(f"the profiler does not start: {type(error).__name__}: {error}")
         else:
@@ -260,7 +265,7 @@ class Recorder:
     def _wish(self):
         """The length of a window that should open now, or None."""
         now = time.monotonic()
-        if now < self.rest_until or self.settling is not None or self.phase == NOT_YET:
+        if now < self.rest_until or self.settling is not None or self.phase == NOT_YET or (self.detaches and self.step_recorded):
             return None
         if self.times is not None:
             if not self.times or self.phase != "measuring" or now - self.phase_since < self.times[0]:
