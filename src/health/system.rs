@@ -140,7 +140,8 @@ pub fn group_folder(mountinfo: &str, version: u8, path: &str) -> Option<String> 
         let mut mount = mount.split(' ').skip(3);
         let (root, point) = (mount.next()?, mount.next()?);
         let below = if root == "/" { Some(path) } else { path.strip_prefix(root) };
-        let below = below.filter(|below| !below.contains("..")).unwrap_or("");
+        // A group beside the mount's root may begin with the same letters.
+        let below = below.filter(|below| below.starts_with('/') && !below.contains("..")).unwrap_or("");
         Some(format!("{point}{}", below.trim_end_matches('/')))
     })
 }
@@ -240,7 +241,10 @@ mod tests {
         let inside = "35 31 0:32 /docker/7 /sys/fs/cgroup ro - cgroup2 cgroup rw\n";
         assert_eq!(group_folder(inside, 2, "/docker/7/x").as_deref(), Some("/sys/fs/cgroup/x"));
         assert_eq!(group_folder(inside, 2, "/../elsewhere").as_deref(), Some("/sys/fs/cgroup"));
+        assert_eq!(group_folder(inside, 2, "/docker/70").as_deref(), Some("/sys/fs/cgroup"), "a neighbour");
         assert_eq!(group_folder(inside, 1, "/"), None);
+        let above = inside.replace("/docker/7 ", "/.. ");
+        assert_eq!(group_folder(&above, 2, "/../beside").as_deref(), Some("/sys/fs/cgroup/beside"));
     }
 
     #[test]
