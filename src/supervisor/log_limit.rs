@@ -1,7 +1,7 @@
 //! Keeps the server's log from filling the disk. How, and why nothing can be lost by it, is told in [`crate::cut_log`].
 //!
 //! Three quarters of the limit are the log's: when it takes more, all but its head and the newest quarter is taken out. The first
-//! that is taken out, where a flood begins, is compressed: as much text as a quarter of the limit in any case, and more until
+//! that is taken out, where a flood begins, is compressed: as much text as a sixteenth of the limit in any case, and more until
 //! the compressed has become a quarter or the log outgrows the compressing; from then on it is dropped. Nothing is taken out before the rules have seen it.
 
 use super::os;
@@ -20,8 +20,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// How often the length is looked at. A log that grows by a GB a second is beyond its limit by a quarter of one.
+/// How often the length is looked at; more often while the log grows by more than a thirty-second of the limit meanwhile.
 const LOOK: Duration = Duration::from_millis(250);
+const SOONEST: Duration = Duration::from_millis(5);
 /// Taken out at once, but never more than a sixteenth of the limit.
 const CHUNK: u64 = 4 << 20;
 /// Whoever follows the log knows it again by the bytes just before where he is (`health::follow`).
@@ -50,18 +51,22 @@ impl LogLimit {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let stopped = Arc::clone(&stop);
         let seen = watch.map_or_else(|| Arc::new(AtomicU64::new(u64::MAX)), LogWatch::place);
-        let mut limiter = Limiter { limit, redactor, log, held: None, told: 0 };
+        let mut limiter = Limiter { limit, redactor, log, held: None, told: 0, length: 0 };
         let body = move || {
+            let mut pause = LOOK;
             loop {
                 let is_over = {
                     let (flag, changed) = &*stopped;
                     let flag = flag.lock().unwrap_or_else(PoisonError::into_inner);
-                    let waited = changed.wait_timeout_while(flag, LOOK, |stop| !*stop);
+                    let waited = changed.wait_timeout_while(flag, pause, |stop| !*stop);
                     *waited.unwrap_or_else(PoisonError::into_inner).0
                 };
                 // Also at the end: the log may have grown since the last look.
-                match limiter.look(&|| seen.load(Ordering::Acquire)) {
-                    Ok(()) => limiter.tell(is_over, &facts),
+                match limiter.look(&|| seen.load(Ordering::Acquire), is_over) {
+                    Ok(grown) => {
+                        limiter.tell(is_over, &facts);
+                        pause = pause_after(grown, limit, pause);
+                    }
                     Err(error) => {
                         let what = "keep the server's log below disk.max-log".to_owned();
                         drop(facts.send(EventKind::Trouble { what, error: error.to_string() }));
@@ -119,33 +124,46 @@ struct Limiter {
     held: Option<Held>,
     /// The last line that was told to be taken out.
     told: u64,
+    /// Of the log when it was looked at last.
+    length: u64,
+}
+
+/// So long that at the pace of the last pause the log grows by a thirty-second of the limit.
+fn pause_after(grown: u64, limit: u64, pause: Duration) -> Duration {
+    let wanted = limit as f64 / 32.0 / grown.max(1) as f64;
+    pause.mul_f64(wanted.min(64.0)).clamp(SOONEST, LOOK)
 }
 
 impl Limiter {
-    fn look(&mut self, seen: &dyn Fn() -> u64) -> io::Result<()> {
-        let Ok(named) = fs::symlink_metadata(&self.log) else { return Ok(()) };
+    /// Bytes that the log has grown by since the last look.
+    fn look(&mut self, seen: &dyn Fn() -> u64, is_over: bool) -> io::Result<u64> {
+        let Ok(named) = fs::symlink_metadata(&self.log) else { return Ok(0) };
+        let grown = named.len().saturating_sub(self.length);
+        self.length = named.len();
         let id = (named.dev(), named.ino());
         let was = self.held.as_ref().map(|held| (held.id, held.cut.map_or(0, |cut| cut.to)));
         if was.is_none_or(|(old, to)| old != id || named.len() < to) {
             // Somebody else rotated or cut it; who reads it will see that before the next look.
             self.held = Some(self.open(id)?);
             if was.is_some() {
-                return Ok(());
+                return Ok(grown);
             }
         }
         let limit = self.limit;
-        let Some(held) = &mut self.held else { return Ok(()) };
-        if held.taken()? <= limit / 4 * 3 {
-            return Ok(());
+        let Some(held) = &mut self.held else { return Ok(grown) };
+        // Closing the hole copies what is left, so at the end that must be half of the limit at most.
+        let most = if is_over && held.cut.is_some() { limit / 2 } else { limit / 4 * 3 };
+        if held.taken()? <= most {
+            return Ok(grown);
         }
         let length = held.file.metadata()?.len();
         let end = seen().saturating_sub(REMEMBERED).min(length.saturating_sub(limit / 4));
         loop {
             match held.take_out(end, limit, &piece(&self.log), &self.redactor) {
                 Ok(true) => {}
-                Ok(false) => return Ok(()),
+                Ok(false) => return Ok(grown),
                 // It was cut by somebody else just now.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(grown),
                 Err(error) => return Err(error),
             }
         }
@@ -208,7 +226,7 @@ impl Held {
         let lines = memchr::memchr_iter(b'\n', &chunk).count() as u64;
         let mut cut = Cut { to, last: before.last + lines, ..before };
         // Some of it in any case: where a flood begins stands what set it off.
-        let is_in_time = self.text < limit / 4 || self.taken()? <= limit;
+        let is_in_time = self.text < limit / 16 || self.taken()? <= limit;
         self.keeping = self.keeping && self.piece < limit / 4 && is_in_time;
         if self.keeping {
             match self.keep(chunk, piece, redactor) {

@@ -8,7 +8,7 @@ const LIMIT: u64 = 1_000_000;
 
 fn limiter(log: &Path) -> Limiter {
     let redactor = Arc::new(Redactor::of_values(vec!["geheimnis".to_owned()]));
-    Limiter { limit: LIMIT, redactor, log: log.to_owned(), held: None, told: 0 }
+    Limiter { limit: LIMIT, redactor, log: log.to_owned(), held: None, told: 0, length: 0 }
 }
 
 fn line(number: u64) -> String {
@@ -73,9 +73,9 @@ fn no_line_is_lost_or_read_twice_while_a_log_is_written_read_and_cut_at_once() {
         });
         let mut limiter = limiter(&log);
         while !reader.is_finished() {
-            limiter.look(&|| seen.load(Ordering::Acquire)).unwrap();
+            limiter.look(&|| seen.load(Ordering::Acquire), false).unwrap();
         }
-        limiter.look(&|| seen.load(Ordering::Acquire)).unwrap();
+        limiter.look(&|| seen.load(Ordering::Acquire), false).unwrap();
         assert!(limiter.held.as_ref().unwrap().cut.is_some());
         reader.join().unwrap()
     });
@@ -104,7 +104,7 @@ fn what_nobody_has_read_yet_stays() {
     let all: String = (1..=60_000).map(line).collect();
     fs::write(&log, &all).unwrap();
     let mut limiter = limiter(&log);
-    limiter.look(&|| 500_000).unwrap();
+    limiter.look(&|| 500_000, false).unwrap();
     let cut = limiter.held.as_ref().unwrap().cut.unwrap();
     assert!(cut.to <= 500_000 - 64, "the reader knows the file again by the bytes before 500000: {cut:?}");
     assert_eq!(numbered(&log).0.last().unwrap().0, 60_000);
@@ -126,7 +126,7 @@ fn the_first_that_is_taken_out_is_kept_without_secrets_and_the_rest_is_dropped()
             writeln!(text, "{number} geheimnis {random:x}").unwrap();
         }
         file.write_all(text.as_bytes()).unwrap();
-        limiter.look(&|| u64::MAX).unwrap();
+        limiter.look(&|| u64::MAX, false).unwrap();
     }
     let held = limiter.held.as_ref().unwrap();
     let cut = held.cut.unwrap();
@@ -147,7 +147,7 @@ fn a_line_that_never_ends_does_not_fill_the_disk_either() {
     let log = dir.path().join("log");
     fs::write(&log, [b"first\n".to_vec(), vec![b'x'; 12 << 20], b"\nlast\n".to_vec()].concat()).unwrap();
     let mut limiter = limiter(&log);
-    limiter.look(&|| u64::MAX).unwrap();
+    limiter.look(&|| u64::MAX, false).unwrap();
     close_up(&log).unwrap();
     let length = fs::metadata(&log).unwrap().len();
     assert!(length < 5 << 20, "a chunk of it may stay: {length}");
@@ -163,8 +163,8 @@ fn a_log_that_somebody_else_rotates_or_cuts_is_limited_again() {
     let all: String = (1..=60_000).map(line).collect();
     let mut limiter = limiter(&log);
     let cut = |limiter: &mut Limiter| {
-        limiter.look(&|| u64::MAX).unwrap();
-        limiter.look(&|| u64::MAX).unwrap();
+        limiter.look(&|| u64::MAX, false).unwrap();
+        limiter.look(&|| u64::MAX, false).unwrap();
         limiter.held.as_ref().unwrap().cut
     };
     fs::write(&log, &all).unwrap();
@@ -182,12 +182,52 @@ fn a_log_that_is_short_or_whole_is_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let mut limiter = limiter(&log);
-    limiter.look(&|| u64::MAX).unwrap();
+    limiter.look(&|| u64::MAX, false).unwrap();
     close_up(&log).unwrap();
     let all: String = (1..=1000).map(line).collect();
     fs::write(&log, &all).unwrap();
-    limiter.look(&|| u64::MAX).unwrap();
+    limiter.look(&|| u64::MAX, false).unwrap();
     close_up(&log).unwrap();
     assert_eq!(fs::read_to_string(&log).unwrap(), all);
     assert!(!piece(&log).exists());
+}
+
+#[test]
+fn at_the_end_so_little_is_left_that_closing_the_hole_keeps_the_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("vllm_server.log");
+    let mut file = File::options().append(true).create(true).open(&log).unwrap();
+    let mut limiter = limiter(&log);
+    let mut number = 0;
+    let mut write = |bytes: u64| {
+        let mut text = String::new();
+        while (text.len() as u64) < bytes {
+            number += 1;
+            text.push_str(&line(number));
+        }
+        file.write_all(text.as_bytes()).unwrap();
+    };
+    let left = |limiter: &Limiter| limiter.held.as_ref().unwrap().taken().unwrap();
+    write(LIMIT);
+    limiter.look(&|| u64::MAX, false).unwrap();
+    write(LIMIT / 4);
+    limiter.look(&|| u64::MAX, false).unwrap();
+    assert!(left(&limiter) > LIMIT / 2, "within the limit, so nothing was taken out");
+    limiter.look(&|| u64::MAX, true).unwrap();
+    assert!(left(&limiter) <= LIMIT / 2, "{}", left(&limiter));
+}
+
+#[test]
+fn the_faster_a_log_grows_the_sooner_it_is_looked_at() {
+    let limit = 320 << 20;
+    let mut pause = LOOK;
+    // A thirty-second of the limit in a pause is just right.
+    assert_eq!(pause_after(10 << 20, limit, pause), pause);
+    pause = pause_after(100 << 20, limit, pause);
+    assert_eq!(pause, LOOK / 10);
+    // The same pace keeps it, a slower one lengthens it, silence ends it.
+    assert_eq!(pause_after(10 << 20, limit, pause), pause);
+    assert_eq!(pause_after(5 << 20, limit, pause), pause * 2);
+    assert_eq!(pause_after(0, limit, pause), LOOK);
+    assert_eq!(pause_after(u64::MAX, limit, pause), SOONEST);
 }
