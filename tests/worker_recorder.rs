@@ -4,9 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot prepare its ground has failed")]
 
 use serde::Deserialize;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use varcas_guard::event::Trace;
 use varcas_guard::workload::profiler::windows::collect;
 use varcas_guard::workload::server::PYTHON_FILES;
 
@@ -21,7 +23,8 @@ struct End {
 
 struct Ends {
     ends: Vec<End>,
-    folder: tempfile::TempDir,
+    /// The windows that a promise left, and what was wrong with them.
+    kept: HashMap<String, (Vec<Trace>, Vec<String>)>,
 }
 
 /// All promises are run once, by one interpreter. `None`, with a line about it, when there is none.
@@ -57,11 +60,13 @@ fn run(python: &Path) -> Ends {
         .unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {errors}", output.status);
-    let ends = String::from_utf8_lossy(&output.stdout)
+    let ends: Vec<End> = String::from_utf8_lossy(&output.stdout)
         .lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")))
         .collect();
-    Ends { ends, folder }
+    // Now: what lives as long as the program is never dropped, and the folder would stay.
+    let kept = |end: &End| (end.promise.clone(), collect(&folder.path().join(&end.promise).join("traces")));
+    Ends { kept: ends.iter().map(kept).collect(), ends }
 }
 
 fn end_of(ends: &'static Ends, promise: &str) -> &'static End {
@@ -114,8 +119,8 @@ promises!(
 );
 
 fn kept_window(ends: &Ends, promise: &str) {
-    let (traces, problems) = collect(&ends.folder.path().join(promise).join("traces"));
-    assert_eq!(problems, [""; 0]);
+    let (traces, problems) = &ends.kept[promise];
+    assert_eq!(*problems, [""; 0]);
     assert_eq!(traces.len(), 1);
     assert!(traces[0].events > 0 && traces[0].steps == Some(1), "{traces:?}");
 }

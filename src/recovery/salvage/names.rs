@@ -104,7 +104,7 @@ impl Names {
             return others().all(|other| balanced(&other.text));
         }
         let Some(word) = word_around(&name.text, from, to) else { return false };
-        others().all(|other| memmem::find(&other.text, word).is_none())
+        word.iter().any(u8::is_ascii_alphabetic) && others().all(|other| !has_word(&other.text, word))
     }
 }
 
@@ -125,10 +125,16 @@ fn mark(args: &[u8]) -> u64 {
 
 /// The one word that the join lies in, wherever between `from` and `to` it is.
 fn word_around(name: &[u8], from: usize, to: usize) -> Option<&[u8]> {
-    let inside = |byte: &u8| byte.is_ascii_alphanumeric();
-    let begin = from - name[..from].iter().rev().take_while(|byte| inside(byte)).count();
-    let end = to + name[to..].iter().take_while(|byte| inside(byte)).count();
-    (begin < from && to < end && name[begin..end].iter().all(inside)).then(|| &name[begin..end])
+    let begin = from - name[..from].iter().rev().take_while(|byte| byte.is_ascii_alphanumeric()).count();
+    let end = to + name[to..].iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
+    let is_one = name[begin..end].iter().all(u8::is_ascii_alphanumeric);
+    (begin < from && to < end && is_one).then(|| &name[begin..end])
+}
+
+fn has_word(name: &[u8], word: &[u8]) -> bool {
+    let inside = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    memmem::find_iter(name, word)
+        .any(|at| !inside(name.get(at.wrapping_sub(1))) && !inside(name.get(at + word.len())))
 }
 
 /// Whether every bracket of a C++ name closes. An operator may be called like one.
@@ -248,6 +254,22 @@ mod tests {
         assert_eq!(joined.0.split('<').next(), Some("void veduce"));
         assert_eq!(names(&[ADD, REDUCE, joined]).verdict(), [2]);
         assert_eq!(names(&[ADD, REDUCE, (joined.0, 99)]).verdict(), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn a_name_with_a_piece_twice_is_found_by_its_seam_though_other_words_have_those_letters() {
+        let fill = "k<4, native::Fill<float>, std::array<base> >(native::Fill<float>)";
+        let (from, to) = (fill.find("e::").unwrap(), fill.find("td::").unwrap());
+        let joined = format!("{}{}", &fill[..to], &fill[from..]);
+        assert_eq!(
+            joined,
+            "k<4, native::Fill<float>, se::Fill<float>, std::array<base> >(native::Fill<float>)"
+        );
+        assert_eq!(names(&[(fill, 16), (&joined, 16), (fill, 16)]).verdict(), [1]);
+        // A number is no word.
+        let blocks =
+            [("k<128, F>", 16), ("k<256, F>", 16), ("k<16, F>", 16), ("k<6, F>", 16), ("k<18, F>", 16)];
+        assert_eq!(names(&blocks).verdict(), Vec::<u64>::new());
     }
 
     #[test]

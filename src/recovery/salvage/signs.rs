@@ -31,8 +31,10 @@ pub(super) const LEARN: u32 = 32;
 const MOST_EVENTS: usize = 1 << 16;
 /// Events at the begin of a trace whose numbers nobody checks yet.
 const UNPROVEN: u32 = 64;
-/// Events that are remembered, to see what comes twice.
-const REMEMBERED: usize = 4096;
+/// Events that are remembered, to see what comes twice: the last of each part of the hashes. So many in one part lie between an event
+/// and the same one again only by a chance that no trace will meet.
+const PARTS: usize = 1024;
+const PART: usize = 4;
 
 /// A rule, and where it was broken.
 #[derive(Debug, Clone, Default)]
@@ -200,8 +202,8 @@ fn each_once(keys: &[&[u8]], args: &[u8]) -> bool {
 /// The last events, by a hash.
 #[derive(Debug, Clone, Default)]
 struct Seen {
-    /// Hash and turn.
-    slots: Vec<(u64, u64)>,
+    /// Hash and turn, the latest first.
+    parts: Vec<[(u64, u64); PART]>,
     turn: u64,
     rule: Rule,
     /// The event before.
@@ -213,13 +215,15 @@ struct Seen {
 impl Seen {
     fn note(&mut self, part: Span, text: &[u8], at: u64) {
         let hash = hash(part.of(text));
-        if self.slots.is_empty() {
-            self.slots.resize(REMEMBERED, (0, 0));
+        if self.parts.is_empty() {
+            self.parts.resize(PARTS, [(0, 0); PART]);
         }
         self.turn += 1;
-        let slot = &mut self.slots[hash as usize % REMEMBERED];
-        let back = (slot.0 == hash).then(|| self.turn - slot.1);
-        *slot = (hash, self.turn);
+        let part = &mut self.parts[hash as usize % PARTS];
+        let same = part.iter().position(|(other, _)| *other == hash);
+        let back = same.map(|place| self.turn - part[place].1);
+        part.copy_within(..same.unwrap_or(PART - 1), 1);
+        part[0] = (hash, self.turn);
         match (back, self.run) {
             (None, _) => self.run = None,
             (Some(back), Some((same, count))) if back == same => {
@@ -424,4 +428,23 @@ pub(super) fn hash(text: &[u8]) -> u64 {
     let sum = add(words.iter().fold(text.len() as u64, |sum, word| add(sum, *word)), end);
     let product = u128::from(sum) * u128::from(FACTOR);
     (product as u64) ^ (product >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_with_like_hashes_are_known_again() {
+        let like = |text: &String| hash(text.as_bytes()) as usize % PARTS == 7;
+        let mut block: Vec<String> = (0..).map(|n| format!("event {n}")).filter(like).take(3).collect();
+        block.extend(["first".to_owned(), "last".to_owned()]);
+        let mut seen = Seen::default();
+        for (at, text) in (0..).zip(block.iter().chain(&block)) {
+            seen.rule.kept = u32::MAX;
+            seen.note(Span { from: 0, to: text.len() as u32 }, text.as_bytes(), at);
+        }
+        // The one before the block as well: it grew together with the block's first.
+        assert_eq!(seen.rule.verdict(), [4, 5, 6, 7, 8, 9]);
+    }
 }
