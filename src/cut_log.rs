@@ -249,6 +249,12 @@ fn span(file: &File, from: u64, to: u64, take: &mut dyn FnMut(&[u8])) -> io::Res
 mod tests {
     use super::*;
 
+    fn member(text: &[u8]) -> Vec<u8> {
+        let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut member, text).unwrap();
+        member.finish().unwrap()
+    }
+
     /// The log `line 1` to `line 100`, of which 31 to 80 are missing and 31 to 40 are kept.
     fn cut_log(dir: &Path, is_hole: bool) -> (PathBuf, String) {
         let whole: String = (1..=100).map(|n| format!("line {n} {}\n", "x".repeat(40))).collect();
@@ -262,9 +268,7 @@ mod tests {
         std::fs::write(&path, text.concat()).unwrap();
         let mut kept = Vec::new();
         for part in [begin(31)..begin(36), begin(36)..begin(41)] {
-            let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            std::io::Write::write_all(&mut member, &whole.as_bytes()[part]).unwrap();
-            kept.extend(member.finish().unwrap());
+            kept.extend(member(&whole.as_bytes()[part]));
         }
         std::fs::write(piece(&path), kept).unwrap();
         (path, whole)
@@ -291,8 +295,11 @@ mod tests {
             let to = whole.find("line 81 ").unwrap() as u64;
             let there = |last: usize| -> String { (1..=last).chain(81..=100).map(number).collect() };
             assert_eq!(seen(&path), (there(40), vec![(41, 80, to)]));
-            // A torn piece is read as far as it goes.
             let pieces = std::fs::read(piece(&path)).unwrap();
+            // What is in the piece already but not yet in the note still stands in the log.
+            std::fs::write(piece(&path), [&pieces[..], &member(number(41).as_bytes())].concat()).unwrap();
+            assert_eq!(seen(&path), (there(40), vec![(41, 80, to)]));
+            // A torn piece is read as far as it goes.
             std::fs::write(piece(&path), &pieces[..pieces.len() - 20]).unwrap();
             let (text, gaps) = seen(&path);
             assert!(
@@ -357,6 +364,9 @@ mod tests {
             &note[1..],
             &note.replace("3 to 90", "90 to 3"),
             &note.replace("hole", "whole"),
+            &note.replace("lines 3 to 40", "lines 3 to 91"),
+            // Not even as long as the note itself.
+            &note.replace("10 to 5000", "10 to 329"),
         ] {
             assert_eq!(Cut::parse(wrong), None, "{wrong}");
         }
@@ -367,6 +377,19 @@ mod tests {
         assert_eq!(Cut::of(&File::open(&path).unwrap()).unwrap(), None);
         std::fs::write(&path, format!("123456789\n{note}more\n")).unwrap();
         assert_eq!(Cut::of(&File::open(&path).unwrap()).unwrap(), Some(CUT));
+    }
+
+    #[test]
+    fn a_note_is_found_wherever_the_head_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        // It is read in pieces of 65536 bytes.
+        for from in [0, 65_535, 65_536, 65_537, 65_536 - NOTE as u64 / 2, 65_537 - NOTE as u64, MOST_HEAD] {
+            let cut = Cut { from, to: from + 5000, ..CUT };
+            let head = vec![b'\n'; usize::try_from(from).unwrap()];
+            std::fs::write(&path, [head, cut.note("x")].concat()).unwrap();
+            assert_eq!(Cut::of(&File::open(&path).unwrap()).unwrap(), Some(cut), "{from}");
+        }
     }
 
     #[test]

@@ -15,28 +15,37 @@ use varcas_guard::event::{EventKind, Outcome, Phase};
 const CUT_FIRST: &str = "load=20ms,step=1ms,ttft=1ms,sampled_compile=10ms,window_events=20,watchdog=200ms,\
                          fault=half@window,only_attempt=1";
 
-/// Writes the script with these arguments for `run`, and hands in the job.
-fn submit<'a>(cluster: &'a Cluster, place: &Place, options: &[&str], retries: &str, run: &[&str]) -> Job<'a> {
+const SCRIPT: &str = "varcas-guard.sbatch";
+
+/// Writes the script with these arguments for `run`.
+fn write_script(place: &Place, retries: &str, run: &[&str]) {
     let fixed = ["install", "slurm", "--sbatch=--cpus-per-task=2", "--", "--server", "sim"];
     let port = place.port.to_string();
     let answer = place.ask(&[&fixed[..], &["--retries", retries, "--port", &port], run].concat());
     assert_eq!(answer.code, Some(0), "{answer:?}");
-    cluster.submit(place, options, "varcas-guard.sbatch")
 }
 
-/// The same with a simulated server that has these settings, and load for `duration`.
+/// The same for a simulated server that has these settings, and load for `duration`.
+fn write_script_for_simulator(place: &Place, retries: &str, duration: &str, knobs: &str) {
+    let config = place.config(knobs, "");
+    let config = config.to_string_lossy();
+    write_script(
+        place,
+        retries,
+        &["--duration", duration, "--config", &config, "--", "--max-model-len", "160"],
+    );
+}
+
+/// Writes it, and hands in the job.
 fn submit_simulated<'a>(
     cluster: &'a Cluster,
     place: &Place,
-    options: &[&str],
     retries: &str,
     duration: &str,
     knobs: &str,
 ) -> Job<'a> {
-    let config = place.config(knobs, "");
-    let config = config.to_string_lossy();
-    let args = ["--duration", duration, "--config", &config, "--", "--max-model-len", "160"];
-    submit(cluster, place, options, retries, &args)
+    write_script_for_simulator(place, retries, duration, knobs);
+    cluster.submit(place, SCRIPT)
 }
 
 /// What Slurm says of a job that must end so.
@@ -110,7 +119,7 @@ fn assert_stopped_in_good_order(run: &std::path::Path) {
 fn a_job_that_ends_well_is_completed_and_leaves_its_report() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    let job = submit_simulated(&cluster, &place, &[], "0", "1s", FAST);
+    let job = submit_simulated(&cluster, &place, "0", "1s", FAST);
     ended(&place, &job, "COMPLETED", "0:0");
     let run = folder(&place, &job, 0);
     assert_eq!(report(&run)["exit_code"], 0);
@@ -124,7 +133,8 @@ fn a_hopeless_job_fails_with_93_and_is_not_started_again() {
     let place = Place::new();
     let config = place.config(&format!("{FAST},fault=crash(not-found)@loading"), "");
     let config = config.to_string_lossy();
-    let job = submit(&cluster, &place, &[], "0", &["--duration", "1s", "--config", &config]);
+    write_script(&place, "0", &["--duration", "1s", "--config", &config]);
+    let job = cluster.submit(&place, SCRIPT);
     let facts = ended(&place, &job, "FAILED", "93:0");
     assert_eq!(facts["Restarts"], "0");
     assert!(!folder(&place, &job, 1).exists());
@@ -135,7 +145,7 @@ fn a_hopeless_job_fails_with_93_and_is_not_started_again() {
 fn a_job_whose_attempts_all_failed_is_started_once_more_in_a_folder_of_its_own() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    let job = submit_simulated(&cluster, &place, &[], "0", "1s", &format!("{FAST},fault=kill@step:5"));
+    let job = submit_simulated(&cluster, &place, "0", "1s", &format!("{FAST},fault=kill@step:5"));
     let facts = ended(&place, &job, "FAILED", "75:0");
     assert_eq!(facts["Restarts"], "1");
     for start in [0, 1] {
@@ -152,7 +162,7 @@ fn a_job_whose_attempts_all_failed_is_started_once_more_in_a_folder_of_its_own()
 fn a_signal_to_the_batch_shell_stops_the_run_in_good_order() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    let job = submit_simulated(&cluster, &place, &[], "1", "10m", CUT_FIRST);
+    let job = submit_simulated(&cluster, &place, "1", "10m", CUT_FIRST);
     let run = folder(&place, &job, 0);
     until_under_load(&run, 2);
     cluster.ask("scancel", &["--batch", "--signal=TERM", &job.id]);
@@ -166,8 +176,16 @@ fn a_signal_to_the_batch_shell_stops_the_run_in_good_order() {
 fn before_the_time_limit_slurm_itself_has_the_run_stopped_in_good_order() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    // Slurm counts limits in minutes and may send the signal a minute early; the run needs some seconds to measure.
-    let job = submit_simulated(&cluster, &place, &["--time=2", "--signal=B:TERM@50"], "1", "10m", CUT_FIRST);
+    write_script_for_simulator(&place, "1", "10m", CUT_FIRST);
+    // Slurm counts limits in minutes and may send the signal a minute early; the run needs some seconds to measure. The
+    // script's own lines are made shorter: options of sbatch would win over them.
+    let mut script = std::fs::read_to_string(place.path(SCRIPT)).unwrap();
+    for (line, shorter) in [("--time=08:00:00", "--time=2"), ("TERM@120", "TERM@50")] {
+        assert_eq!(script.matches(line).count(), 1, "{script}");
+        script = script.replace(line, shorter);
+    }
+    std::fs::write(place.path(SCRIPT), script).unwrap();
+    let job = cluster.submit(&place, SCRIPT);
     ended(&place, &job, "FAILED", "143:0");
     let run = folder(&place, &job, 0);
     assert_stopped_in_good_order(&run);
@@ -178,7 +196,7 @@ fn before_the_time_limit_slurm_itself_has_the_run_stopped_in_good_order() {
 fn a_job_that_is_cancelled_leaves_a_report_and_no_process() {
     let Some(cluster) = Cluster::start() else { return };
     let place = Place::new();
-    let job = submit_simulated(&cluster, &place, &[], "0", "10m", FAST);
+    let job = submit_simulated(&cluster, &place, "0", "10m", FAST);
     let run = folder(&place, &job, 0);
     until_under_load(&run, 1);
     // Everything of the job gets SIGTERM at once: shell, guard, keeper and server.

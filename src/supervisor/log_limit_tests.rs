@@ -84,6 +84,8 @@ fn no_line_is_lost_or_read_twice_while_a_log_is_written_read_and_cut_at_once() {
     for closed in [false, true] {
         if closed {
             close_up(&log).unwrap();
+            // Once more: whoever cleans up after a guard that died does not know that it is done.
+            close_up(&log).unwrap();
             assert!(fs::metadata(&log).unwrap().len() < LIMIT);
         }
         let (lines, gone) = numbered(&log);
@@ -104,10 +106,57 @@ fn what_nobody_has_read_yet_stays() {
     let all: String = (1..=60_000).map(line).collect();
     fs::write(&log, &all).unwrap();
     let mut limiter = limiter(&log);
-    limiter.look(&|| 500_000, false).unwrap();
+    // All the lines before it could be taken out.
+    let seen = all[..500_000].rfind('\n').unwrap() as u64 + 1;
+    limiter.look(&|| seen, false).unwrap();
     let cut = limiter.held.as_ref().unwrap().cut.unwrap();
-    assert!(cut.to <= 500_000 - 64, "the reader knows the file again by the bytes before 500000: {cut:?}");
+    assert!(cut.to <= seen - 64, "the reader knows the file again by the bytes before {seen}: {cut:?}");
     assert_eq!(numbered(&log).0.last().unwrap().0, 60_000);
+    // Also for whoever knows nothing of holes a line begins where the first begins that stays.
+    assert_eq!(fs::read(&log).unwrap()[usize::try_from(cut.to).unwrap() - 1], b'\n');
+}
+
+#[test]
+fn of_a_flood_that_outgrows_the_limit_the_head_stays_and_the_first_behind_it_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    fs::write(&log, (1..=60_000).map(line).collect::<String>()).unwrap();
+    let mut limiter = limiter(&log);
+    limiter.look(&|| u64::MAX, false).unwrap();
+    let cut = limiter.held.as_ref().unwrap().cut.unwrap();
+    let bytes = |lines: std::ops::RangeInclusive<u64>| lines.map(|n| line(n).len() as u64).sum::<u64>();
+    // Up to the last whole line.
+    assert!((LIMIT / 8 - 100..=LIMIT / 8).contains(&cut.from), "{cut:?}");
+    assert_eq!(bytes(1..=cut.first - 1), cut.from);
+    let kept = bytes(cut.first..=cut.kept);
+    assert!((LIMIT / 16..LIMIT / 4).contains(&kept), "{kept}: {cut:?}");
+}
+
+#[test]
+fn what_is_taken_out_is_told_each_time_twice_as_much_is_gone_and_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let mut file = File::options().append(true).create(true).open(&log).unwrap();
+    let mut limiter = limiter(&log);
+    let (facts, mut told) = tokio::sync::mpsc::unbounded_channel();
+    for first in 0..40 {
+        let text: String = (first * 4000 + 1..=first * 4000 + 4000).map(line).collect();
+        file.write_all(text.as_bytes()).unwrap();
+        limiter.look(&|| u64::MAX, false).unwrap();
+        limiter.tell(false, &facts);
+    }
+    let mut heard = || match told.try_recv() {
+        Ok(EventKind::LogCut(cut)) => Some(cut.last),
+        _ => None,
+    };
+    let lasts: Vec<u64> = std::iter::from_fn(&mut heard).collect();
+    assert!(lasts.len() > 2 && lasts.windows(2).all(|pair| pair[1] >= 2 * pair[0]), "{lasts:?}");
+    let last = limiter.held.as_ref().unwrap().cut.unwrap().last;
+    assert!(last > lasts[lasts.len() - 1]);
+    for _ in 0..2 {
+        limiter.tell(true, &facts);
+    }
+    assert_eq!((heard(), heard()), (Some(last), None));
 }
 
 #[test]
@@ -173,6 +222,8 @@ fn a_log_that_somebody_else_rotates_or_cuts_is_limited_again() {
     assert_eq!(cut(&mut limiter), None);
     fs::rename(&log, dir.path().join("log.1")).unwrap();
     fs::write(&log, &all).unwrap();
+    limiter.look(&|| u64::MAX, false).unwrap();
+    assert_eq!(limiter.held.as_ref().unwrap().cut, None, "its reader may not have noticed yet");
     assert!(cut(&mut limiter).is_some_and(|cut| cut.kept < cut.first), "the piece belongs to the log before");
     assert!(numbered(&log).0.iter().all(|(number, text)| *text == line(*number)));
 }
@@ -184,9 +235,11 @@ fn a_log_that_is_short_or_whole_is_left_as_it_is() {
     let mut limiter = limiter(&log);
     limiter.look(&|| u64::MAX, false).unwrap();
     close_up(&log).unwrap();
-    let all: String = (1..=1000).map(line).collect();
+    // More than is left at the end of one that was cut.
+    let all: String = (1..=12_000).map(line).collect();
     fs::write(&log, &all).unwrap();
     limiter.look(&|| u64::MAX, false).unwrap();
+    limiter.look(&|| u64::MAX, true).unwrap();
     close_up(&log).unwrap();
     assert_eq!(fs::read_to_string(&log).unwrap(), all);
     assert!(!piece(&log).exists());

@@ -27,18 +27,28 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// the one that says what, and whoever is killed between the two says nothing more.
 pub(super) async fn last_words(log: &Path, of: &[(ProcId, String)]) {
     let length = || std::fs::metadata(log).map(|meta| meta.len()).ok();
-    let quiet = async {
-        let mut before = length();
-        while of.iter().any(|(id, _)| proc::is_alive(*id)) {
-            tokio::time::sleep(QUIET).await;
-            let now = length();
-            if now == before {
-                return;
-            }
-            before = now;
+    let mut hearing = Hearing { length: length(), waited: Duration::ZERO };
+    while of.iter().any(|(id, _)| proc::is_alive(*id)) {
+        tokio::time::sleep(QUIET).await;
+        if hearing.is_over(length()) {
+            return;
         }
-    };
-    drop(tokio::time::timeout(LAST_WORDS, quiet).await);
+    }
+}
+
+/// How the log has grown while its last words are waited for.
+struct Hearing {
+    length: Option<u64>,
+    waited: Duration,
+}
+
+impl Hearing {
+    /// After a pause of [`QUIET`], with the length of the log now: whether no further one is waited for.
+    fn is_over(&mut self, length: Option<u64>) -> bool {
+        let before = std::mem::replace(&mut self.length, length);
+        self.waited += QUIET;
+        length == before || self.waited >= LAST_WORDS
+    }
 }
 
 /// Both end when this is dropped.
@@ -92,5 +102,45 @@ async fn read_to_its_end(watch: &LogWatch) {
         if tokio::time::timeout(PATIENCE, &mut read).await.is_ok() || watch.bytes() == before {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hearing(length: Option<u64>) -> Hearing {
+        Hearing { length, waited: Duration::ZERO }
+    }
+
+    #[test]
+    fn last_words_are_waited_for_until_the_log_is_quiet() {
+        let mut hearing = hearing(None);
+        assert!(!hearing.is_over(Some(0)), "it was made just now");
+        assert!(!hearing.is_over(Some(70)));
+        assert!(hearing.is_over(Some(70)));
+    }
+
+    #[test]
+    fn a_server_that_has_nothing_to_say_is_waited_for_once() {
+        assert!(hearing(Some(70)).is_over(Some(70)));
+        assert!(hearing(None).is_over(None), "its log is gone");
+    }
+
+    #[test]
+    fn a_flood_is_not_waited_for_longer_than_last_words_may_take() {
+        let mut hearing = hearing(Some(0));
+        let pauses = (1..).find(|length| hearing.is_over(Some(*length))).unwrap();
+        assert_eq!(QUIET.saturating_mul(u32::try_from(pauses).unwrap()), LAST_WORDS);
+    }
+
+    #[test]
+    fn the_dead_are_not_waited_for() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let dead = proc::id(i32::try_from(child.id()).unwrap()).unwrap();
+        child.wait().unwrap();
+        // Without a timer, so that any pause is a panic.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(last_words(Path::new("/"), &[(dead, "true".to_owned())]));
     }
 }

@@ -109,9 +109,9 @@ impl Cluster {
     }
 
     /// Submits a script from the folder of `place`, with nothing of the test's own environment but what a login has.
-    pub(crate) fn submit(&self, place: &Place, options: &[&str], script: &str) -> Job<'_> {
+    pub(crate) fn submit(&self, place: &Place, script: &str) -> Job<'_> {
         let mut command = self.command("sbatch");
-        command.arg("--parsable").args(options).arg(script).current_dir(place.path(""));
+        command.arg("--parsable").arg(script).current_dir(place.path(""));
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("SLURM_CONF", self.path("slurm.conf")).env("TMPDIR", place.path("t"));
         let output = command.output().unwrap();
