@@ -171,6 +171,30 @@ fn a_killed_worker_of_two_is_a_crash() {
 }
 
 #[test]
+fn a_stopped_rank_of_two_is_named_stopped() {
+    let Some(bench) = Bench::new() else { return };
+    let mut running = bench.start("out", "10m", 2, &patience());
+    under_load(&mut running);
+    let worker = process(&mut running, "VLLM::Worker");
+    let since = unix_now();
+    os::signal(worker, 19).unwrap();
+    let done = running.wait();
+    hang(&done, &bench, since, HangKind::Stopped, IDLE);
+    assert!(done.endings()[0].reason.contains(&worker.pid.to_string()), "{:?}", done.endings());
+}
+
+#[test]
+fn a_rank_of_two_that_never_enters_the_collective_is_a_hang_and_its_stack_is_saved() {
+    let Some(bench) = Bench::new() else { return };
+    let mut running = bench.start("out", "10m", 2, &patience());
+    under_load(&mut running);
+    let since = provoke(&bench, "loop@1");
+    let done = running.wait();
+    hang(&done, &bench, since, HangKind::HostBusy, BUSY);
+    assert_stacks(&done, "in _loop");
+}
+
+#[test]
 fn an_engine_killed_while_it_loads_is_a_failed_start() {
     let Some(bench) = Bench::new() else { return };
     let mut running = bench.start("out", "10m", 1, &patience());
