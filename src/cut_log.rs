@@ -297,7 +297,10 @@ mod tests {
             assert_eq!(seen(&path), (there(40), vec![(41, 80, to)]));
             let pieces = std::fs::read(piece(&path)).unwrap();
             // What is in the piece already but not yet in the note still stands in the log.
-            std::fs::write(piece(&path), [&pieces[..], &member(number(41).as_bytes())].concat()).unwrap();
+            let more: Vec<u8> = [31..=41, 42..=43]
+                .map(|lines| member(lines.map(number).collect::<String>().as_bytes()))
+                .concat();
+            std::fs::write(piece(&path), more).unwrap();
             assert_eq!(seen(&path), (there(40), vec![(41, 80, to)]));
             // A torn piece is read as far as it goes.
             std::fs::write(piece(&path), &pieces[..pieces.len() - 20]).unwrap();
@@ -330,6 +333,15 @@ mod tests {
                 for (n, is) in [(first, true), (last, true), (first - 2, false), (last + 2, false)] {
                     assert_eq!(text.contains(&format!("{n} x")), is, "{line}: {n}: {text}");
                 }
+            }
+            // Nor where both sides of it are in reach.
+            let begin = |line: &str| whole.find(line).unwrap();
+            for (line, shown) in
+                [("line 40 ", 0..begin("line 41 ")), ("line 82 ", begin("line 81 ")..whole.len())]
+            {
+                let (from, bytes) = near(&path, &file, begin(line) as u64, 10_000).unwrap();
+                assert_eq!(from, shown.start as u64, "{line}");
+                assert_eq!(String::from_utf8(bytes).unwrap(), whole[shown], "{line}");
             }
         }
     }
@@ -387,7 +399,7 @@ mod tests {
         for from in [0, 65_535, 65_536, 65_537, 65_536 - NOTE as u64 / 2, 65_537 - NOTE as u64, MOST_HEAD] {
             let cut = Cut { from, to: from + 5000, ..CUT };
             let head = vec![b'\n'; usize::try_from(from).unwrap()];
-            std::fs::write(&path, [head, cut.note("x")].concat()).unwrap();
+            std::fs::write(&path, [head, cut.note("x"), vec![b'\n'; 1 << 17]].concat()).unwrap();
             assert_eq!(Cut::of(&File::open(&path).unwrap()).unwrap(), Some(cut), "{from}");
         }
     }

@@ -92,6 +92,8 @@ fn the_job_is_what_was_asked_for_and_keeps_the_rules_that_no_schema_has() {
             .collect();
         assert!(codes.is_sorted() && !codes.contains(&0), "{codes:?}");
         assert_eq!(rule(action)["onExitCodes"]["containerName"], container["name"]);
+        // The schemas would take any word.
+        assert_eq!(rule(action)["onExitCodes"]["operator"], "In");
         codes
     };
     // Exit codes of the README: wrong command line, bug, hopeless, out of time; refused, every attempt failed.

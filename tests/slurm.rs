@@ -83,6 +83,13 @@ fn until_under_load(run: &std::path::Path, attempt: u32) {
     });
 }
 
+/// Bash's `wait` also ends, with 143 like the guard, when the shell gets SIGTERM; it must not be taken for the guard's end.
+fn assert_the_shell_outlived_the_guard(place: &Place, job: &Job<'_>) {
+    let log = log(place, job);
+    let (_, after) = log.split_once("varcas-guard ended with 143").unwrap();
+    assert!(!after.lines().any(|line| line.starts_with('[')), "the guard was still at work: {log}");
+}
+
 /// Stopped in good order by one SIGTERM while it measured, its windows whole, and the half of [`CUT_FIRST`] saved.
 fn assert_stopped_in_good_order(run: &std::path::Path) {
     let events = events(run);
@@ -169,6 +176,7 @@ fn a_signal_to_the_batch_shell_stops_the_run_in_good_order() {
     let facts = ended(&place, &job, "FAILED", "143:0");
     assert_eq!(facts["Restarts"], "0");
     assert_stopped_in_good_order(&run);
+    assert_the_shell_outlived_the_guard(&place, &job);
     assert_nothing_left(&place, &run);
 }
 
@@ -189,6 +197,7 @@ fn before_the_time_limit_slurm_itself_has_the_run_stopped_in_good_order() {
     ended(&place, &job, "FAILED", "143:0");
     let run = folder(&place, &job, 0);
     assert_stopped_in_good_order(&run);
+    assert_the_shell_outlived_the_guard(&place, &job);
     assert_nothing_left(&place, &run);
 }
 
@@ -204,5 +213,6 @@ fn a_job_that_is_cancelled_leaves_a_report_and_no_process() {
     let facts = job.wait();
     assert_eq!(facts["JobState"], "CANCELLED", "{}", log(&place, &job));
     assert_eq!(report(&run)["exit_code"], 143);
+    assert_the_shell_outlived_the_guard(&place, &job);
     assert_nothing_left(&place, &run);
 }

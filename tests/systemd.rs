@@ -5,6 +5,8 @@ mod e2e_support;
 use e2e_support::{FAST, Place};
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
+use varcas_guard::event::EventKind;
+use varcas_guard::supervisor::proc;
 
 #[test]
 fn systemd_hears_that_a_run_is_ready_what_it_does_that_it_lives_and_that_it_stops() {
@@ -29,8 +31,17 @@ fn systemd_hears_that_a_run_is_ready_what_it_does_that_it_lives_and_that_it_stop
             said.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
         }
     };
+    let mut environment = None;
     while !running.is_over() {
         listen(&mut said, &mut buffer);
+        // What the journal has of it is only what the guard adds.
+        environment = environment.or_else(|| {
+            let spawned = |kind: &EventKind| match kind {
+                EventKind::ServerSpawned { proc, .. } => Some(*proc),
+                _ => None,
+            };
+            proc::environ(running.events().iter().find_map(|event| spawned(&event.kind))?.pid)
+        });
     }
     let done = running.wait();
     listen(&mut said, &mut buffer);
@@ -39,11 +50,9 @@ fn systemd_hears_that_a_run_is_ready_what_it_does_that_it_lives_and_that_it_stop
     for part in ["STATUS=attempt 1: measuring", "WATCHDOG=1\n", "STOPPING=1\n"] {
         assert!(said.iter().any(|word| word.starts_with(part)), "no {part} in {said:#?}");
     }
-    let environment = done.events().into_iter().find_map(|event| match event.kind {
-        varcas_guard::event::EventKind::ServerEnvironment { env } => Some(env),
-        _ => None,
-    });
-    assert!(!environment.unwrap().contains_key("NOTIFY_SOCKET"));
+    let environment = String::from_utf8_lossy(&environment.unwrap()).into_owned();
+    let has = |name: &str| environment.split('\0').any(|pair| pair.starts_with(&format!("{name}=")));
+    assert!(has("VARCAS_SIM") && !has("NOTIFY_SOCKET") && !has("WATCHDOG_USEC"), "{environment}");
 }
 
 #[test]

@@ -2,6 +2,7 @@ use super::*;
 use crate::cut_log::{Part, read};
 use crate::health::follow::{Follower, Piece};
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::AtomicBool;
 
 const LIMIT: u64 = 1_000_000;
@@ -181,6 +182,7 @@ fn the_first_that_is_taken_out_is_kept_without_secrets_and_the_rest_is_dropped()
     let cut = held.cut.unwrap();
     assert!(cut.kept > cut.first && cut.kept < cut.last, "{cut:?}");
     assert!(held.piece > LIMIT / 8 && held.piece < LIMIT / 2, "{}", held.piece);
+    assert_eq!(fs::metadata(piece(&log)).unwrap().permissions().mode() & 0o777, 0o600);
     let (lines, gone) = numbered(&log);
     assert_eq!(gone, (cut.kept + 1, cut.last));
     for (number, text) in &lines {
